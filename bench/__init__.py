@@ -1,0 +1,1 @@
+"""Downstream judgement of a backbone: one file per task or report."""

@@ -1,0 +1,111 @@
+"""Config: frozen pydantic models, read from a preset or a YAML file, with `key=value` overrides on top."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from mcbeit.errors import ConfigError
+
+PRESETS = Path(__file__).parent / "presets"
+Values = dict[str, Any]
+
+
+class Config(BaseModel):
+    """The base of every config section: immutable, unknown keys are errors, defaults are checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def preset_names() -> list[str]:
+    """The names of the presets that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_values(source: str | Path) -> Values:
+    """Read a preset by name, or a YAML file by path, into plain values.
+
+    Raises ConfigError if there is no such preset or file, or if it is not a YAML mapping.
+    """
+    path = PRESETS / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source).expanduser()
+    if not path.is_file():
+        close = difflib.get_close_matches(str(source), preset_names(), n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ConfigError(f"'{source}' is neither a preset nor a file{hint}\npresets: {', '.join(preset_names())}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold 'key: value' lines, found {type(values).__name__}")
+    return values
+
+
+def override(values: Values, assignments: Iterable[str]) -> Values:
+    """Return `values` with each `dotted.key=value` applied; a value is read as YAML."""
+    result = yaml.safe_load(yaml.safe_dump(values))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{assignment}' is not of the form key=value, for example optim.lr=1e-3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {key} is not valid YAML: {text!r}") from error
+        *sections, leaf = key.split(".")
+        section = result
+        for name in sections:
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
+        section[leaf] = value
+    return result
+
+
+def validate(config_class: type[C], values: Values, *, origin: str = "config") -> C:
+    """Build the config; raises one ConfigError that lists every mistake in `values`."""
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(details, config_class) for details in error.errors()]
+        raise ConfigError("\n".join([f"{origin}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from None
+
+
+def load(config_class: type[C], source: str | Path, assignments: Sequence[str] = ()) -> C:
+    """Read, override and validate in one go."""
+    return validate(config_class, override(read_values(source), assignments), origin=str(source))
+
+
+def dump(config: Config) -> str:
+    """The whole config as YAML, in the order of its definition; `load` of it gives the same config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def dotted_keys(config_class: type[Config], prefix: str = "") -> Iterator[str]:
+    """Every key that may be set, sections included, as `section.key`."""
+    for name, field in config_class.model_fields.items():
+        yield prefix + name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Config):
+                yield from dotted_keys(kind, f"{prefix}{name}.")
+
+
+def _explain(details: ErrorDetails, config_class: type[Config]) -> str:
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, list(dotted_keys(config_class)), n=1)
+        return f"  unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+    message = details["msg"].removeprefix("Value error, ")
+    where = f"{key}: " if key else ""
+    if details["type"] == "value_error":
+        return f"  {where}{message}"
+    return f"  {where}{message[0].lower()}{message[1:]} (found {details['input']!r})"

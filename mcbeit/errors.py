@@ -1,0 +1,21 @@
+"""One exception class per kind of mistake a caller can make; the command line turns each into one message and exit 2."""
+
+
+class McbeitError(Exception):
+    """The base of all errors that a user can mend. The message names the thing, what was found and what to do."""
+
+
+class ConfigError(McbeitError):
+    """A preset, a config file or a `key=value` override is wrong."""
+
+
+class DataError(McbeitError):
+    """An image source is missing, empty, mislabelled or has too many unreadable files."""
+
+
+class ImageError(McbeitError):
+    """One image cannot be decoded."""
+
+
+class RunError(McbeitError):
+    """A run folder, a checkpoint or the training itself is in a state that cannot go on."""

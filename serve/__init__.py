@@ -1,0 +1,1 @@
+"""The embedding service. It may import mcbeit, and never torch."""
