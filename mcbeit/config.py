@@ -1,7 +1,7 @@
 """Config: frozen pydantic models, read from a preset or a YAML file, with `key=value` overrides on top."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,6 +13,16 @@ from mcbeit.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 Values = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error: by default the last one silently wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if doubled := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.MarkedYAMLError(problem=f"key given twice: {', '.join(doubled)}", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class Config(BaseModel):
@@ -42,7 +52,7 @@ def read_values(source: str | Path) -> Values:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ConfigError(f"'{source}' is neither a preset nor a file{hint}\npresets: {', '.join(preset_names())}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -51,21 +61,21 @@ def read_values(source: str | Path) -> Values:
 
 
 def override(values: Values, assignments: Iterable[str]) -> Values:
-    """Return `values` with each `dotted.key=value` applied; a value is read as YAML."""
-    result = yaml.safe_load(yaml.safe_dump(values))
+    """Return `values` with each `dotted.key=value` applied; a value is read as YAML. `values` stays as it is."""
+    result = dict(values)
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not all(key.split(".")):
             raise ConfigError(f"'{assignment}' is not of the form key=value, for example optim.lr=1e-3")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_Loader)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of {key} is not valid YAML: {text!r}") from error
         *sections, leaf = key.split(".")
         section = result
         for name in sections:
-            if not isinstance(section.get(name), dict):
-                section[name] = {}
+            # A copy, not the section itself: a YAML anchor may have put the same one under two keys.
+            section[name] = dict(section[name]) if isinstance(section.get(name), dict) else {}
             section = section[name]
         section[leaf] = value
     return result
@@ -102,10 +112,18 @@ def dotted_keys(config_class: type[Config], prefix: str = "") -> Iterator[str]:
 def _explain(details: ErrorDetails, config_class: type[Config]) -> str:
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, list(dotted_keys(config_class)), n=1)
-        return f"  unknown key '{key}'" + (f"; did you mean '{close[0]}'?" if close else "")
+        return f"  unknown key '{key}'" + _suggestion(key, list(dotted_keys(config_class)))
+    if details["type"] == "missing":
+        return f"  missing key '{key}'"
     message = details["msg"].removeprefix("Value error, ")
     where = f"{key}: " if key else ""
     if details["type"] == "value_error":
         return f"  {where}{message}"
     return f"  {where}{message[0].lower()}{message[1:]} (found {details['input']!r})"
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    """The known key with the same last name (`lr` for `optim.lr`), else the one spelled most alike."""
+    same_name = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_name or difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
