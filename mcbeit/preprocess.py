@@ -32,6 +32,7 @@ MAX_PIXELS = 2**30 // 12  # 89 million: the size from which Pillow, too, speaks 
 MAX_ASPECT = 32  # a longer image is cut to its middle first, or a 1 x 100,000 image would fill the memory
 
 Source = bytes | str | Path
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -53,7 +54,7 @@ class Preprocess(Config):
     image_size: int = Field(224, ge=1)  # pixels: height and width of the result
     resize: Literal["shorter-side", "squash"] = "shorter-side"  # squash: ignore the aspect, keep the whole image
     crop_fraction: float = Field(0.875, gt=0, le=1)  # the shorter side becomes int(image_size / crop_fraction)
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"  # all but nearest antialias
+    interpolation: Interpolation = "bicubic"  # all but nearest antialias
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # red, green, blue, of values in [0, 1]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
 

@@ -120,17 +120,17 @@ def good_images() -> dict[str, bytes]:
         "grey-32-bit.tif": encode(grey16.astype(np.int32), "tif"),
         "float.tif": encode((grey16 / 65535).astype(np.float32), "tif"),
         "cmyk.tif": encode(rgb.convert("CMYK"), "tif"),
-        "ycbcr.tif": encode(rgb.convert("YCbCr"), "tif"),
+        "ycbcr.tif": encode(rgb.convert("YCbCr"), "tif", compression="tiff_lzw"),
         "lab.tif": encode(rgb.convert("LAB"), "tif"),
         "palette-alpha.tif": encode(palette.convert("RGBA").convert("PA"), "tif"),
     }
 
 
 def _tif_with_broken_tag(image: Image.Image) -> bytes:
-    """The description claims a megabyte of text, which is no reason to refuse the pixels."""
-    data = encode(image, "tif", tiffinfo={270: "more than four bytes"})
-    length = data.index(struct.pack("<HH", 270, 2)) + 4
-    return data[:length] + struct.pack("<I", 2**20) + data[length + 4 :]
+    """Two horizontal resolutions where there should be one, which is no reason to refuse the pixels."""
+    data = encode(image, "tif", dpi=(72, 72))
+    count = data.index(struct.pack("<HH", 282, 5)) + 4
+    return data[:count] + struct.pack("<I", 2) + data[count + 4 :]
 
 
 def broken_images() -> dict[str, bytes]:
