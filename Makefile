@@ -1,0 +1,52 @@
+# One interface for people and CI. `make` lists what there is.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+# The tested versions. For a CPU-only build take the index that PyTorch's install page shows:
+#   make setup TORCH='torch torchvision --index-url ...'
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# What a command leaves in the temporary folder goes when the command ends.
+IN_TMP := tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$tmp && export TMPDIR &&
+
+.PHONY: help setup test check format demo clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything that training, tests and checks need
+
+test: $(READY) ## run the tests
+	@$(IN_TMP) $(BIN)/pytest -q
+
+check: $(READY) ## check format, lint and types
+	@$(BIN)/ruff format --check --quiet . || { echo "error: badly formatted files; run 'make format'" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+
+format: $(READY) ## format the code, mend what ruff can mend
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+demo: $(READY) ## train on Fashion-MNIST and report; run it again to go on where it stopped
+	@$(IN_TMP) $(BIN)/mcbeit data prepare fashion-mnist data/fashion-mnist \
+		&& $(BIN)/mcbeit train demo --resume \
+		&& $(BIN)/mcbeit report runs/demo
+
+clean: ## remove .venv, caches and builds; data/ and runs/ stay
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find mcbeit serve bench cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)" >&2; \
+		echo "name another one: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(TORCH)"
+	@$(IN_TMP) $(BIN)/python -m pip install --quiet --quiet $(TORCH)
+	@echo "installing mcbeit with what it needs"
+	@$(IN_TMP) $(BIN)/python -m pip install --quiet --quiet --editable '.[cpu,dev,emoji]'
+	@touch $@
