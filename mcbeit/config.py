@@ -86,7 +86,7 @@ def validate(config_class: type[C], values: Values, *, origin: str = "config") -
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(details, config_class) for details in error.errors()]
+        lines = _explain(error, config_class)
         raise ConfigError("\n".join([f"{origin}: {len(lines)} mistake{'s' * (len(lines) > 1)}", *lines])) from None
 
 
@@ -109,17 +109,38 @@ def dotted_keys(config_class: type[Config], prefix: str = "") -> Iterator[str]:
                 yield from dotted_keys(kind, f"{prefix}{name}.")
 
 
-def _explain(details: ErrorDetails, config_class: type[Config]) -> str:
-    key = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        return f"  unknown key '{key}'" + _suggestion(key, list(dotted_keys(config_class)))
-    if details["type"] == "missing":
-        return f"  missing key '{key}'"
-    message = details["msg"].removeprefix("Value error, ")
-    where = f"{key}: " if key else ""
-    if details["type"] == "value_error":
-        return f"  {where}{message}"
-    return f"  {where}{message[0].lower()}{message[1:]} (found {details['input']!r})"
+def _explain(error: ValidationError, config_class: type[Config]) -> list[str]:
+    """One line for each key; where a value may be of several kinds, pydantic complains once for each of them."""
+    known = list(dotted_keys(config_class))
+    lines: list[str] = []
+    complaints: dict[str, list[tuple[str, str]]] = {}
+    for details in error.errors():
+        key, message = _key(details, known), details["msg"]
+        if details["type"] == "extra_forbidden":
+            lines.append(f"  unknown key '{key}'{_suggestion(key, known)}")
+        elif details["type"] == "missing":
+            lines.append(f"  missing key '{key}'")
+        elif details["type"] == "value_error":
+            complaints.setdefault(key, []).append((message.removeprefix("Value error, "), ""))
+        else:
+            found = f" (found {details['input']!r})"
+            complaints.setdefault(key, []).append((message[0].lower() + message[1:], found))
+    for key, told in complaints.items():
+        messages = ", or ".join(dict.fromkeys(message for message, _ in told))
+        lines.append(f"  {key}{': ' if key else ''}{messages}{told[-1][1]}")
+    return lines
+
+
+def _key(details: ErrorDetails, known: list[str]) -> str:
+    """Where the mistake is, as `section.key`, without the names that pydantic gives to the kinds of a union."""
+    plain = shown = ""
+    for depth, part in enumerate(details["loc"], start=1):
+        is_named = details["type"] in ("extra_forbidden", "missing") and depth == len(details["loc"])
+        if isinstance(part, int):
+            shown += f".{part}"
+        elif (deeper := f"{plain}.{part}".lstrip(".")) in known or is_named:
+            plain, shown = deeper, f"{shown}.{part}"
+    return shown.lstrip(".")
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -185,11 +185,37 @@ def test_validate__scientific_notation_is_a_number() -> None:
             "epochs: input should be a valid integer, unable to parse string as an integer (found 'ten')",
         ),
         ({"mask": {"kind": "blok"}}, "mask.kind: input should be 'block' or 'random' (found 'blok')"),
+        (
+            {"sizes": [224, "x"]},
+            "sizes.1: input should be a valid integer, unable to parse string as an integer (found 'x')",
+        ),
+        ({"optim": 3}, "optim: input should be a valid dictionary or instance of Optim (found 3)"),
         ({"optim": {"warmup_epochs": 11}}, "optim.warmup_epochs must not exceed epochs"),
     ],
 )
 def test_validate__explains(values: config.Values, message: str) -> None:
     assert mistakes({"name": "x", **values}) == [message]
+
+
+class Kinds(Config):
+    """Values of several kinds, and sections that are not plain fields."""
+
+    workers: int | Literal["auto"] = "auto"
+    schedule: tuple[Optim, ...] = ()
+    either: Optim | Mask | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": "many"}, "workers: .*valid integer.*, or input should be 'auto' \\(found 'many'\\)"),
+        ({"schedule": [{}, {"lr": -1}]}, r"schedule\.1\.lr: input should be greater than 0 \(found -1\)"),
+        ({"either": {"knid": "block"}}, r"unknown key 'either\.knid'; did you mean 'either\.kind'"),
+    ],
+)
+def test_validate__key_without_the_names_of_kinds(values: config.Values, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"\n  {message}"):
+        validate(Kinds, values)
 
 
 def test_validate__missing_key() -> None:
@@ -222,7 +248,7 @@ def test_validate__default_is_checked_too() -> None:
 
 def test_config__is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Optim().lr = 1.0
+        Optim().lr = 1.0  # type: ignore[misc]  # what mypy says of it is what this tests
 
 
 def test_dotted_keys__lists_sections_and_their_keys() -> None:
