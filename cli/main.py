@@ -18,6 +18,12 @@ COMMANDS = {
 }
 
 
+class UserError(click.ClickException):
+    """A mistake that the user can mend: its message is printed, without a traceback."""
+
+    exit_code = 2
+
+
 class LazyGroup(click.Group):
     """A group that finds its commands by module name and turns our own errors into one message and exit 2."""
 
@@ -38,9 +44,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except McbeitError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from error
+            raise UserError(str(error)) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,4 +1,4 @@
-"""One exception class per kind of mistake a caller can make; the command line turns each into one message and exit 2."""
+"""One exception class per kind of mistake; the command line turns each into one message and exit status 2."""
 
 
 class McbeitError(Exception):

@@ -84,10 +84,14 @@ def write_split(
 def _parse_idx(content: bytes, *, num_axes: int) -> UInt8[np.ndarray, "..."]:
     """IDX: two zero bytes, the type (8 = uint8), the number of axes, their sizes as big-endian uint32, the data."""
     header = 4 + 4 * num_axes
-    shape = np.frombuffer(content[4:header], dtype=">u4").astype(int)
-    if content[:4] != bytes((0, 0, 8, num_axes)) or len(content) != header + shape.prod():
-        raise DataError(f"not an IDX file of uint8 with {num_axes} axes: it starts with {content[:4].hex()}")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    if content[:4] == bytes((0, 0, 8, num_axes)) and len(content) >= header:
+        shape = np.frombuffer(content[4:header], dtype=">u4").astype(int)
+        if len(content) == header + shape.prod():
+            return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    raise DataError(
+        f"not a whole IDX file of uint8 with {num_axes} axes: {len(content)} bytes that start with "
+        f"'{content[:4].hex()}', expected '{bytes((0, 0, 8, num_axes)).hex()}'"
+    )
 
 
 def _fetch(workspace: Path) -> tuple[Package, str]:

@@ -192,7 +192,7 @@ def test_prepare_folder__tells_of_a_full_disk(tmp_path: Path) -> None:
     def no_space(tree: Path, workspace: Path) -> Built:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(DataError, match="cannot build 'pets' in .*No space left on device"):
+    with pytest.raises(DataError, match=r"cannot build 'pets' in .*No space left on device"):
         prepare_folder(with_build(no_space), tmp_path / "pets")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,104 @@
+"""Training views on torchvision's uint8 path: one random crop, rendered once per view.
+
+The eval, export and service side uses PIL (`preprocess.py`); `tests/test_augment.py` states how far the two differ.
+Every random choice is drawn from the generator that is passed in.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from pydantic import Field, model_validator
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from mcbeit.config import Config
+from mcbeit.preprocess import Interpolation
+
+
+class CropConfig(Config):
+    """The random crop that all views of an image share, and what happens to its colours."""
+
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, log-uniform
+    flip: float = Field(0.5, ge=0, le=1)  # probability of a horizontal flip
+    color_jitter: float = Field(0.0, ge=0, lt=1)  # brightness, contrast and saturation in 1 +- this; mc-BEiT: 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "CropConfig":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"crop.scale must be ordered and within (0, 1], found {list(self.scale)}")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"crop.aspect must be ordered and positive, found {list(self.aspect)}")
+        return self
+
+
+class View(NamedTuple):
+    """How a crop is rendered: a square of `size` pixels."""
+
+    size: int
+    interpolation: Interpolation
+
+
+class Box(NamedTuple):
+    """A crop in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_box(height: int, width: int, config: CropConfig, rng: np.random.Generator) -> Box:
+    """Draw a crop as Inception does: ten tries for area and aspect, then the largest central crop of legal aspect."""
+    low, high = (math.log(bound) for bound in config.aspect)
+    for _ in range(10):
+        area = height * width * rng.uniform(*config.scale)
+        aspect = math.exp(rng.uniform(low, high))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = int(rng.integers(height - crop_height + 1)), int(rng.integers(width - crop_width + 1))
+            return Box(top, left, crop_height, crop_width)
+    crop_width = min(width, max(1, round(height * config.aspect[1])))
+    crop_height = min(height, max(1, round(width / config.aspect[0])))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def two_views(
+    image: UInt8[Tensor, "3 height width"], config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
+) -> list[UInt8[Tensor, "3 size size"]]:
+    """Draw one crop, flip and colour change, and render each view of it (any number of views, usually two)."""
+    if config.color_jitter:
+        image = _jitter(image, config.color_jitter, rng)
+    box = draw_box(image.shape[1], image.shape[2], config, rng)
+    flip = rng.random() < config.flip
+    crop = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    return [_render(crop, view, flip) for view in views]
+
+
+def _render(crop: Tensor, view: View, flip: bool) -> Tensor:
+    rendered = F.resize(crop, [view.size, view.size], interpolation=InterpolationMode(view.interpolation))
+    # flipped last: the same picture as flipping first, on far fewer pixels
+    return rendered.flip(-1) if flip else rendered
+
+
+def _jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
+    for index in rng.permutation(len(changes)):
+        image = changes[index](image, rng.uniform(1 - strength, 1 + strength))
+    return image
+
+
+def normalise(
+    pixels: UInt8[Tensor, "batch 3 height width"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """(pixels / 255 - mean) / std per channel, on the device where the pixels are."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(3, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(3, 1, 1)
+    return (pixels * scale - shift).to(dtype)

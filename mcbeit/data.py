@@ -1,0 +1,210 @@
+"""From a source to batches of views and masks.
+
+Every random choice is a function of (seed, epoch, image) alone, and the batches of (seed, step): any number of
+loader workers or training processes sees the same.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, UInt8
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mcbeit.augment import CropConfig, View, two_views
+from mcbeit.config import Config
+from mcbeit.errors import DataError, ImageError
+from mcbeit.masking import Grid, MaskConfig, draw_mask
+from mcbeit.preprocess import decode
+from mcbeit.sources import ImageSource, SourceKind
+from mcbeit.targets import masked_patch_ids
+
+MAX_TRIES = 100  # unreadable images in a row before a sample gives up
+
+
+class DataConfig(Config):
+    """Which images, and how they are read."""
+
+    source: str | list[str] | None = None  # a folder, a list file, or several of them
+    kind: SourceKind = "auto"
+    max_corrupt_fraction: float = Field(0.01, ge=0, le=1)  # of the source's images; above it the run stops
+    masks_per_image: int = Field(1, ge=1)  # each decoded and tokenized crop is used with this many masks
+    num_workers: int | Literal["auto"] = "auto"  # loader processes; does not change the batches
+
+    def required_source(self) -> str | list[str]:
+        """The source; raises DataError if the preset left it open."""
+        if self.source is None:
+            raise DataError("data.source is not set; say where your images are, for example data.source=~/photos")
+        return self.source
+
+
+class Key(NamedTuple):
+    """One use of one image."""
+
+    epoch: int
+    image: int
+
+
+class Corrupt(NamedTuple):
+    """An image that could not be used, and why."""
+
+    image: int
+    reason: str
+
+
+class Sample(NamedTuple):
+    """The views of one crop and its masks."""
+
+    image: int
+    views: list[UInt8[Tensor, "3 size size"]]
+    masks: Bool[Tensor, "mask patch"]
+    corrupt: list[Corrupt]
+
+
+class Batch(NamedTuple):
+    """Samples, stacked. With several masks per image, the masks of one image follow each other."""
+
+    images: Int[Tensor, " image"]  # their numbers in the source
+    views: list[Tensor]  # each UInt8 [image, 3, size, size]
+    masks: Bool[Tensor, "image_mask patch"]
+    patch_ids: Int[Tensor, "image_mask masked"]  # the masked patches, ascending
+    corrupt: list[Corrupt]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device; the copy overlaps with work there if the batch is pinned."""
+        return self._replace(
+            views=[view.to(device, non_blocking=True) for view in self.views],
+            masks=self.masks.to(device, non_blocking=True),
+            patch_ids=self.patch_ids.to(device, non_blocking=True),
+        )
+
+
+def sample_generator(seed: int, key: Key) -> np.random.Generator:
+    """The generator of everything random about one use of one image."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, key.image, key.epoch]))
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, " image"]:
+    """The order of an epoch: a permutation of all images."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 1, 0, epoch])).permutation(num_images)
+
+
+def batch_keys(num_images: int, batch_size: int, seed: int, steps: range) -> Iterator[list[Key]]:
+    """The keys of the batches of some steps; an epoch has `num_images // batch_size` steps, the rest is left out."""
+    per_epoch = num_images // batch_size
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    for step in steps:
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = epoch_order(num_images, seed, epoch)
+        start = step % per_epoch * batch_size
+        yield [Key(epoch, int(index)) for index in order[start : start + batch_size]]
+
+
+def read_image(data: bytes) -> UInt8[Tensor, "3 height width"]:
+    """Decode as everywhere else, for torch; channels last in memory, which is the fast path of resizing."""
+    return torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)
+
+
+class ViewDataset(Dataset[Sample]):
+    """A source seen through random crops; indexed by Key. An unreadable image is replaced by another, and reported."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        seed: int,
+        crop: CropConfig,
+        views: tuple[View, ...],
+        grid: Grid = (1, 1),
+        mask: MaskConfig | None = None,
+        masks_per_image: int = 1,
+    ) -> None:
+        self.source, self.seed, self.crop, self.views = source, seed, crop, views
+        self.grid, self.mask, self.masks_per_image = grid, mask, masks_per_image
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> Sample:
+        rng = sample_generator(self.seed, key)
+        image, corrupt = self._read(key.image, rng)
+        views = two_views(image, self.crop, self.views, rng)
+        masks = [draw_mask(self.grid, self.mask, rng).reshape(-1) for _ in range(self.masks_per_image) if self.mask]
+        stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
+        return Sample(key.image, views, torch.from_numpy(stacked), corrupt)
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[Tensor, list[Corrupt]]:
+        corrupt: list[Corrupt] = []
+        for _ in range(MAX_TRIES):
+            try:
+                return read_image(self.source.read(index)), corrupt
+            except (ImageError, OSError) as error:
+                corrupt.append(Corrupt(index, " ".join(str(error).split())))
+                index = int(rng.integers(len(self.source)))
+        names = ", ".join(self.source.name(bad.image) for bad in corrupt[:3])
+        raise DataError(f"{MAX_TRIES} images in a row cannot be read, such as {names}: {corrupt[0].reason}")
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples into a batch."""
+    masks = torch.cat([sample.masks for sample in samples])
+    return Batch(
+        images=torch.tensor([sample.image for sample in samples]),
+        views=[torch.stack(views) for views in zip(*(sample.views for sample in samples), strict=True)],
+        masks=masks,
+        patch_ids=masked_patch_ids(masks) if len(masks) else torch.zeros((0, 0), dtype=torch.int64),
+        corrupt=[bad for sample in samples for bad in sample.corrupt],
+    )
+
+
+def make_loader(dataset: ViewDataset, keys: Iterable[list[Key]], *, num_workers: int, pin: bool) -> DataLoader[Sample]:
+    """A loader of batches in the order of `keys`, one pass."""
+    return DataLoader(
+        dataset,
+        batch_sampler=keys,  # an iterator of keys serves for one pass
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def auto_workers(config: DataConfig) -> int:
+    """Loader processes: as configured, or half of the cores that this process may use, at most 8."""
+    if config.num_workers != "auto":
+        return config.num_workers
+    return min(8, max(1, len(os.sched_getaffinity(0)) // 2)) if hasattr(os, "sched_getaffinity") else 4
+
+
+class CorruptImages:
+    """The unreadable images of a run: each is listed once in `path`; too many of them stop the run."""
+
+    def __init__(self, source: ImageSource, path: Path, *, max_fraction: float) -> None:
+        self.source, self.path, self.max_fraction = source, path, max_fraction
+        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._names = {line.partition("\t")[0] for line in known}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, found: Sequence[Corrupt]) -> None:
+        """Record what a batch reported. Raises DataError above the allowed fraction."""
+        fresh = {self.source.name(bad.image): bad.reason for bad in found}
+        fresh = {name: reason for name, reason in fresh.items() if name not in self._names}
+        if not fresh:
+            return
+        self._names.update(fresh)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{name}\t{reason}\n" for name, reason in fresh.items())
+        if len(self) > self.max_fraction * len(self.source):
+            raise DataError(
+                f"{len(self)} of {len(self.source)} images cannot be read, more than data.max_corrupt_fraction="
+                f"{self.max_fraction:g} allows; the list with reasons is {self.path}, the last one is "
+                f"'{next(reversed(fresh))}'. Remove or mend these files, or allow a larger fraction"
+            )

@@ -1,0 +1,163 @@
+"""The mc-BEiT loss, factored and for masked patches only: equation (5) of `targets.py` without forming (4).
+
+With A = omega W + (1 - omega) I, whose rows sum to 1, and o_i the predicted logits of a masked patch i,
+
+    L_i = logsumexp(o_i) - sum_j A_ij G_ij,    G_ij = <o_i, p_j>,
+    dL_i/do_i = softmax(o_i) - sum_j A_ij p_j,    dL_i/dA_ij = - G_ij.
+
+Only masked rows meet the vocabulary, and everything of vocabulary size lives in one chunk of images at a time, whose
+gradient is made in the same pass; the dense form keeps many tensors [batch, patch, vocabulary] alive for the backward.
+The other exact form, through H^T p, costs more here: p is dense, so H^T p needs a second product of the head's size
+(`benchmarks/loss.py` measures both against the dense form).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mcbeit.targets import code_probabilities, gather_patches, hard_probabilities
+
+CHUNK_BYTES = 16 * 2**20  # of one float32 tensor of vocabulary size
+
+
+class Codes(NamedTuple):
+    """What the tokenizer says of every patch, and how its choices are read."""
+
+    logits: Float[Tensor, "image patch code"]
+    temperature: float
+    hard: bool = False  # one choice per patch (BEiT) instead of many
+    repeats: int = 1  # rows of the batch per image: its masks follow each other
+
+    def logits_of(self, rows: slice) -> Float[Tensor, "rows patch code"]:
+        """The logits for some rows of the batch."""
+        if self.repeats == 1:
+            return self.logits[rows]
+        return self.logits[torch.arange(rows.start, rows.stop, device=self.logits.device) // self.repeats]
+
+    def probabilities(self, rows: slice) -> Float[Tensor, "rows patch code"]:
+        """Equation (1) for some rows of the batch."""
+        logits = self.logits_of(rows)
+        return hard_probabilities(logits) if self.hard else code_probabilities(logits, temperature=self.temperature)
+
+
+def multi_choice_loss(
+    features: Float[Tensor, "batch masked dim"],
+    weight: Float[Tensor, "code dim"],
+    bias: Float[Tensor, " code"],
+    codes: Codes,
+    patch_ids: Int[Tensor, "batch masked"],
+    mixing: Float[Tensor, "batch masked patch"] | None = None,
+) -> Float[Tensor, ""]:
+    """Equation (5): the mean over all masked patches, in at least float32.
+
+    `features` are those of the masked patches, `weight` and `bias` the vocabulary head, `mixing` the matrix A; None
+    means A = I (a refine weight of 0). Gradients reach features, weight, bias and, where it requires one, mixing.
+    Inside autocast the products run in its dtype and everything else in float32.
+    """
+    device = features.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _FactoredLoss.apply(features, weight, bias, mixing, codes, patch_ids, dtype)
+    return loss
+
+
+class _FactoredLoss(torch.autograd.Function):
+    """Forward makes the gradients too, chunk by chunk; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mixing: Tensor | None,
+        codes: Codes,
+        patch_ids: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        head, offset = weight.to(dtype), bias.to(dtype)
+        needs = ctx.needs_input_grad[:4]
+        total = torch.zeros((), dtype=exact, device=features.device)
+        grads = _Gradients.zeros(features, weight, bias, mixing, needs=needs, dtype=exact)
+        for rows in row_chunks(codes):
+            chunk, target = features[rows].to(dtype), codes.probabilities(rows)
+            if mixing is None:
+                target = gather_patches(target, patch_ids[rows])
+            target = target.to(dtype)
+            logits = torch.addmm(offset, chunk.flatten(0, 1), head.T).view(*chunk.shape[:2], -1)
+            prediction = torch.softmax(logits, dim=-1, dtype=exact)
+            # the largest probability is exp(max - lse): cheaper here than log_softmax or a logsumexp of its own
+            row_lse = logits.amax(dim=-1, keepdim=True).to(exact) - prediction.amax(dim=-1, keepdim=True).log()
+            if mixing is None:
+                total += row_lse.sum() - torch.linalg.vecdot(logits, target).sum(dtype=exact)
+            else:
+                overlap = torch.bmm(logits, target.transpose(1, 2)).to(exact) - row_lse  # <p_j, log q_i>
+                total -= (mixing[rows] * overlap).sum()
+                if grads.mixing is not None:
+                    grads.mixing[rows] = -overlap
+            if any(needs[:3]):
+                error = prediction.to(dtype)
+                if mixing is None:
+                    error.sub_(target)
+                else:
+                    error.baddbmm_(mixing[rows].to(dtype), target, alpha=-1)
+                grads.add(rows, chunk, head, error.flatten(0, 1))
+        ctx.grads, ctx.count = grads, patch_ids.numel()
+        return total / ctx.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("multi_choice_loss can be differentiated once: call backward() without retain_graph")
+        grads, ctx.grads = ctx.grads.scaled(upstream / ctx.count), None
+        return grads.features, grads.weight, grads.bias, grads.mixing, None, None, None
+
+
+class _Gradients(NamedTuple):
+    """Sums over the chunks, in the accumulation dtype; None where nobody asks."""
+
+    features: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mixing: Tensor | None
+
+    @classmethod
+    def zeros(cls, *inputs: Tensor | None, needs: tuple[bool, ...], dtype: torch.dtype) -> "_Gradients":
+        return cls(
+            *(
+                torch.zeros_like(x, dtype=dtype) if need and x is not None else None
+                for x, need in zip(inputs, needs, strict=True)
+            )
+        )
+
+    def add(self, rows: slice, features: Tensor, head: Tensor, error: Tensor) -> None:
+        """Add a chunk's share, given its error [rows * masked, code]."""
+        if self.features is not None:
+            self.features[rows] = (error @ head).view(features.shape)
+        if self.weight is not None:
+            if error.dtype == self.weight.dtype:
+                self.weight.addmm_(error.T, features.flatten(0, 1))
+            else:
+                self.weight.add_(error.T @ features.flatten(0, 1))
+        if self.bias is not None:
+            self.bias.add_(error.sum(dim=0, dtype=self.bias.dtype))
+
+    def scaled(self, factor: Tensor) -> "_Gradients":
+        """The same tensors, multiplied in place."""
+        for gradient in self:
+            if gradient is not None:
+                gradient.mul_(factor)
+        return self
+
+
+def row_chunks(codes: Codes) -> list[slice]:
+    """Slices of the batch whose tensors of vocabulary size stay under CHUNK_BYTES, at least one row each."""
+    images, patches, vocabulary = codes.logits.shape
+    rows = images * codes.repeats
+    size = max(1, CHUNK_BYTES // (4 * patches * vocabulary))
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -1,0 +1,104 @@
+"""What is measured while a run goes on: sums on the device, read at log steps only, and warnings about bad targets."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mcbeit.device import peak_memory
+
+STUCK_MARGIN = 0.02  # nats below log V at which a loss has learned nothing
+
+
+class StepResult(NamedTuple):
+    """What a step leaves on the device; nothing here has been waited for."""
+
+    loss: Float[Tensor, ""]
+    gradient_norm: Float[Tensor, ""]
+    measurements: dict[str, Tensor]  # empty except at log steps
+
+
+class Meter:
+    """Means and speeds between two log lines."""
+
+    def __init__(self, device: torch.device, *, flops_per_image: float = 0.0, peak: float | None = None) -> None:
+        self.device, self.flops_per_image, self.peak = device, flops_per_image, peak
+        self._result: StepResult | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._loss = torch.zeros((), device=self.device)
+        self._steps, self._images, self._paused, self._since = 0, 0, 0.0, time.perf_counter()
+
+    def count(self, result: StepResult, *, num_images: int) -> None:
+        """Add a step, without waiting for the device."""
+        self._loss += result.loss
+        self._steps += 1
+        self._images += num_images
+        self._result = result
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here is not training."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading and the measurements of the last step; waits for the device, once."""
+        assert self._result is not None
+        values = {name: float(value) for name, value in self._result.measurements.items()}
+        values = {"loss": float(self._loss) / self._steps, **values}
+        if "target_entropy" in values:
+            values["loss_above_entropy"] = float(self._result.loss) - values["target_entropy"]
+        values["gradient_norm"] = float(self._result.gradient_norm)
+        seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
+        values["images_per_second"] = self._images / seconds
+        if self.flops_per_image:
+            values["model_flops"] = self.flops_per_image * values["images_per_second"]
+        if self.peak:
+            values["share_of_peak"] = values["model_flops"] / self.peak
+        if (memory := peak_memory(self.device)) is not None:
+            values["peak_memory_bytes"] = float(memory)
+        self._restart()
+        return values
+
+
+def is_due(every_epochs: float | None, steps_per_epoch: int, step: int, total: int) -> bool:
+    """Whether something done every so many epochs is due after `step` finished steps; it is at the end."""
+    if every_epochs is None:
+        return False
+    return step % max(1, round(every_epochs * steps_per_epoch)) == 0 or step == total
+
+
+def target_warnings(record: Mapping[str, float], vocab_size: int, *, hard: bool) -> list[str]:
+    """What a log line says of targets that teach nothing, which the loss alone would hide."""
+    limit, found = math.log(vocab_size), []
+    if record["loss"] > limit - STUCK_MARGIN and record["step"] > 0:
+        found.append(f"the loss {record['loss']:.3f} is still that of a uniform guess (log V = {limit:.3f})")
+    if not hard and record["target_entropy"] > limit - STUCK_MARGIN:
+        found.append(f"the targets are uniform (entropy {record['target_entropy']:.3f}); lower the temperature")
+    if not hard and record["target_entropy"] < 0.01:
+        found.append("the targets are in effect hard (entropy below 0.01); raise the temperature for multi-choice")
+    if record["code_perplexity"] < 2:
+        found.append("nearly all patches of this batch have the same code; check the tokenizer")
+    return found
+
+
+def status_line(record: Mapping[str, float]) -> str:
+    """The few numbers that a person follows."""
+    parts = [f"loss {record['loss']:.3f}"]
+    for key, text in (("loss_above_entropy", "above entropy {:.3f}"), ("masked_accuracy", "accuracy {:.3f}")):
+        if key in record:
+            parts.append(text.format(record[key]))
+    if "code_perplexity" in record:
+        parts.append(f"perplexity {record['code_perplexity']:.0f}")
+    parts.append(f"lr {record['lr']:.1e}  {record['images_per_second']:.0f} images/s")
+    if "share_of_peak" in record:
+        parts.append(f"{record['share_of_peak']:.0%} of matmul peak")
+    return "  ".join(parts)

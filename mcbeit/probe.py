@@ -1,0 +1,179 @@
+"""How good frozen features are: embed labelled images, then ask nearest neighbours and a linear classifier."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mcbeit.config import Config
+from mcbeit.data import DataConfig, auto_workers
+from mcbeit.device import Precision
+from mcbeit.errors import DataError, ImageError
+from mcbeit.preprocess import Preprocess
+from mcbeit.sources import ImageSource, SourceKind, open_source
+from mcbeit.vit import VisionTransformer
+
+EVAL_BATCH = 250
+
+
+class EvalConfig(Config):
+    """The k-NN probe during training. It needs labels, which the training itself never sees."""
+
+    every_epochs: float | None = Field(None, gt=0)  # None: never
+    gallery: str | None = None  # an ImageFolder or list file; None: data.source, if it has labels
+    queries: str | None = None  # held-out images; None: images of the gallery that are left out of it
+    kind: SourceKind = "imagefolder"
+    num_gallery: int = Field(10000, ge=1)  # at most
+    num_queries: int = Field(2000, ge=1)  # at most
+
+
+class Labelled(NamedTuple):
+    """Preprocessed images of a source with their labels, unreadable ones left out."""
+
+    pixels: list[Tensor]  # batches, UInt8 [image, height, width, 3]
+    labels: Int[Tensor, " image"]
+    num_skipped: int
+
+
+class _Pixels(Dataset[Tensor | None]):
+    def __init__(self, source: ImageSource, indices: Int[np.ndarray, " image"], preprocess: Preprocess) -> None:
+        self.source, self.indices, self.preprocess = source, indices, preprocess
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Tensor | None:
+        try:
+            return torch.from_numpy(self.preprocess.pixels(self.source.read(int(self.indices[position]))))
+        except (ImageError, OSError):
+            return None
+
+
+def pick(source: ImageSource, limit: int | None, seed: int) -> Int[np.ndarray, " image"]:
+    """All images, or `limit` of them drawn without replacement, in ascending order."""
+    if limit is None or limit >= len(source):
+        return np.arange(len(source))
+    return np.sort(np.random.default_rng(seed).choice(len(source), size=limit, replace=False))
+
+
+def load_labelled(
+    source: ImageSource, indices: Int[np.ndarray, " image"], preprocess: Preprocess, *, num_workers: int
+) -> Labelled:
+    """Decode and preprocess some images of a labelled source. Raises DataError if it has no labels."""
+    if source.labels is None:
+        raise DataError(
+            f"a probe needs labels, but the images around '{source.name(0)}' have none; use kind imagefolder"
+        )
+    dataset = _Pixels(source, indices, preprocess)
+    batches, kept = [], []
+    for batch in DataLoader(dataset, batch_size=EVAL_BATCH, num_workers=num_workers, collate_fn=list):
+        kept += [image is not None for image in batch]
+        batches.append(torch.stack([image for image in batch if image is not None]))
+    keep = np.array(kept, dtype=bool)
+    return Labelled(batches, torch.from_numpy(source.labels[indices][keep]), int((~keep).sum()))
+
+
+class OnlineProbe:
+    """Labelled images, decoded once, on which a backbone is judged again and again while it trains."""
+
+    def __init__(self, config: EvalConfig, data: DataConfig, preprocess: Preprocess, seed: int) -> None:
+        """Raises DataError before any training if the labels are not there."""
+        gallery = open_source(config.gallery or data.required_source(), config.kind)
+        chosen = pick(gallery, config.num_gallery, seed)
+        if config.queries is not None:
+            queries = open_source(config.queries, config.kind)
+            asked = pick(queries, config.num_queries, seed)
+            if list(queries.classes) != list(gallery.classes):
+                raise DataError(f"eval.queries='{config.queries}' has other classes than the gallery")
+        else:
+            queries, cut = gallery, max(1, min(config.num_queries, len(chosen) // 5))
+            order = np.random.default_rng(seed).permutation(chosen)
+            asked, chosen = np.sort(order[:cut]), np.sort(order[cut:])
+        workers = auto_workers(data)
+        self.preprocess = preprocess
+        self.gallery = load_labelled(gallery, chosen, preprocess, num_workers=workers)
+        self.queries = load_labelled(queries, asked, preprocess, num_workers=workers)
+
+    def knn(self, backbone: VisionTransformer, precision: Precision) -> float:
+        """Top-1 accuracy of the 20 nearest neighbours on standardised mean-pooled features."""
+        gallery, queries = standardise(
+            *(mean_pooled(backbone, s.pixels, self.preprocess, precision) for s in (self.gallery, self.queries))
+        )
+        return knn_accuracy(gallery, self.gallery.labels, queries, self.queries.labels)
+
+
+@torch.no_grad()
+def mean_pooled(
+    backbone: VisionTransformer, images: list[Tensor], preprocess: Preprocess, precision: Precision
+) -> Float[Tensor, "image dim"]:
+    """The mean of the patch tokens after the final norm; pretraining leaves the cls token untrained."""
+    device = backbone.cls_token.device
+    was_training = backbone.training
+    backbone.eval()
+    pooled = []
+    for pixels in images:
+        inputs = torch.from_numpy(preprocess.normalise(pixels.numpy())).permute(0, 3, 1, 2).to(device)
+        with precision.autocast(device):
+            pooled.append(backbone.forward_tokens(inputs)[:, 1:].float().mean(dim=1))
+    backbone.train(was_training)
+    return torch.cat(pooled)
+
+
+def standardise(
+    gallery: Float[Tensor, "image dim"], queries: Float[Tensor, "query dim"]
+) -> tuple[Float[Tensor, "image dim"], Float[Tensor, "query dim"]]:
+    """Both sets with the gallery's mean and deviation per feature taken out."""
+    mean, deviation = gallery.mean(dim=0), gallery.std(dim=0).clamp(min=1e-6)
+    return (gallery - mean) / deviation, (queries - mean) / deviation
+
+
+def knn_accuracy(
+    gallery: Float[Tensor, "image dim"],
+    gallery_labels: Int[Tensor, " image"],
+    queries: Float[Tensor, "query dim"],
+    query_labels: Int[Tensor, " query"],
+    *,
+    num_neighbours: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Top-1 accuracy of the weighted vote of the nearest neighbours by cosine (Wu et al., 2018)."""
+    gallery, queries = F.normalize(gallery, dim=1), F.normalize(queries, dim=1)
+    labels, hits = gallery_labels.to(gallery.device), 0
+    num_classes = int(labels.max()) + 1
+    for part, truth in zip(queries.split(1000), query_labels.to(gallery.device).split(1000), strict=True):
+        similarity, nearest = (part @ gallery.T).topk(min(num_neighbours, len(gallery)), dim=1)
+        votes = torch.zeros(len(part), num_classes, device=gallery.device)
+        votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
+        hits += int((votes.argmax(dim=1) == truth).sum())
+    return hits / len(queries)
+
+
+def linear_accuracy(
+    train: Float[Tensor, "image dim"],
+    train_labels: Int[Tensor, " image"],
+    queries: Float[Tensor, "query dim"],
+    query_labels: Int[Tensor, " query"],
+    *,
+    iterations: int = 60,
+    weight_decay: float = 1e-4,
+) -> float:
+    """Top-1 accuracy of multinomial logistic regression on fixed features, fitted to the whole set by L-BFGS."""
+    labels = train_labels.to(train.device)
+    weight = torch.zeros(int(labels.max()) + 1, train.shape[1] + 1, device=train.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=iterations, line_search_fn="strong_wolfe")
+    ones = F.pad(train, (0, 1), value=1.0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(ones @ weight.T, labels) + weight_decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    guess = (F.pad(queries, (0, 1), value=1.0) @ weight.detach().T).argmax(dim=1)
+    return float((guess == query_labels.to(guess.device)).float().mean())

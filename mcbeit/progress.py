@@ -1,0 +1,68 @@
+"""What a person sees of a long job, on stderr: a live bar in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 5.0  # at most one plain line in this time
+
+
+class Display:
+    """A named job of `total` steps. Use it as a context manager; `advance` on every step, `note` for a message."""
+
+    def __init__(self, title: str, total: int, *, done: int = 0) -> None:
+        self.title, self.total, self.done = title, total, done
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._last_line = float("-inf")
+        self._warned: set[str] = set()
+
+    def __enter__(self) -> "Display":
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, status="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, status: str | None = None) -> None:
+        """One more step is done; `status` is a short text about how it goes."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, **({} if status is None else {"status": status}))
+        elif status is not None and self._is_due():
+            self._console.print(f"{self.title} {self.done}/{self.total}  {status}", markup=False)
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+        (self._bar.console if self._bar else self._console).print(f"{self.title}: {message}", markup=False)
+
+    def warn(self, message: str) -> None:
+        """A line that stays, said once."""
+        kind = message.partition("(")[0]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self.note(f"warning: {message}")
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last_line < PLAIN_SECONDS and self.done < self.total:
+            return False
+        self._last_line = now
+        return True

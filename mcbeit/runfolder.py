@@ -1,0 +1,175 @@
+"""The folder of a run: config.yaml and env.json, metrics.jsonl and tensorboard/, checkpoints/, summary.json."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+import mcbeit
+from mcbeit.checkpoint import CheckpointFolder, write_json
+from mcbeit.config import Config, dump
+from mcbeit.errors import RunError
+
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
+MAY_CHANGE = ("run", "compute.", "log.", "checkpoint.", "eval.", "data.num_workers", "data.max_corrupt_fraction")
+
+
+class LogConfig(Config):
+    """When a run is measured, and whether TensorBoard gets it too."""
+
+    every_steps: int = Field(50, ge=1)
+    tensorboard: bool = True
+
+
+class RunFolder:
+    """A run's files. Made by `open_run`."""
+
+    def __init__(self, path: Path, *, keep: int) -> None:
+        self.path = path
+        self.checkpoints = CheckpointFolder(path / "checkpoints", keep=keep)
+        self.metrics_file = path / "metrics.jsonl"
+        self.corrupt_file = path / "corrupt.txt"
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line of measurements."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All measurements so far."""
+        return list(read_records(self.path))
+
+    def rewind(self, step: int) -> None:
+        """Forget measurements at or after `step`: they will be made again."""
+        kept = [record for record in self.records() if record["step"] < step]
+        partial = self.metrics_file.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        partial.replace(self.metrics_file)
+
+    def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
+        last: dict[str, Any] = {}
+        for record in self.records():
+            last |= record
+        summary = {**last, **numbers, "best": self.checkpoints.best()}
+        write_json(self.path / "summary.json", summary)
+        return summary
+
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a complete run, else None."""
+        return read_summary(self.path)
+
+
+class MetricLog:
+    """Where measurements go: metrics.jsonl and, if asked for, TensorBoard. A context manager."""
+
+    def __init__(self, run: RunFolder, config: LogConfig) -> None:
+        self.run, self._board = run, None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run.path / "tensorboard"))
+
+    def __enter__(self) -> "MetricLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, record: dict[str, float]) -> None:
+        """Add one line of measurements; `step` is the step that it belongs to."""
+        self.run.append(record)
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(record["step"]))
+
+
+def open_run(config: Config, path: Path, *, resume: bool, keep: int, seed: int) -> RunFolder:
+    """Make the folder of a new run, or with `resume` open one that exists; config and environment are written first.
+
+    Raises RunError if the folder belongs to something else, to a run that is not to be resumed, or to another config.
+    """
+    run = RunFolder(path, keep=keep)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"the run folder '{path}' is a file; choose another with run=FOLDER")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"the folder '{path}' is not empty and is not a run; choose another with run=FOLDER")
+        if not resume:
+            raise RunError(f"the run '{path}' exists already; go on with --resume, or choose another with run=FOLDER")
+        _check_same(config, path)
+        return run
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "env.json", environment(seed))
+        (path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"the run folder '{path}' cannot be written: {error.strerror}") from error
+    return run
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The measurements of a run; a line that was cut off by a crash is passed over."""
+    file = path / "metrics.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        if line.endswith("}"):
+            yield json.loads(line)
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary of a complete run, else None."""
+    file = path / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """What a run needs to be repeated, beside its config."""
+    return {
+        "mcbeit": mcbeit.__version__,
+        "git": _git_state(),
+        "command": sys.argv,
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and cleanliness of the checkout that the code runs from; None if it is installed from a package."""
+    root = Path(mcbeit.__file__).parent
+    commands = (["git", "-C", str(root), "rev-parse", "HEAD"], ["git", "-C", str(root), "status", "--porcelain"])
+    try:
+        commit, changes = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.strip(), "dirty": bool(changes.strip())}
+
+
+def _check_same(config: Config, path: Path) -> None:
+    old = _flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    new = _flat(yaml.safe_load(dump(config)))
+    changed = [
+        f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise RunError("\n".join([f"the run '{path}' cannot be resumed with another config:", *changed]))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

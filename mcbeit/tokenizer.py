@@ -1,0 +1,56 @@
+"""The image tokenizer: one protocol for everything that turns each patch into logits over a visual vocabulary."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Normalisation = tuple[float, float, float]
+
+
+class Tokenizer(nn.Module, ABC):
+    """A frozen discretiser. One code per cell of `stride` x `stride` pixels, cells in row-major order."""
+
+    vocab_size: int
+    stride: int
+    image_size: int | None = None  # pixels; None: any multiple of the stride
+    mean: ClassVar[Normalisation] = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+    std: ClassVar[Normalisation] = (0.5, 0.5, 0.5)
+    default_temperature: float = 1.0  # of equation (1), where nothing better is known
+
+    @abstractmethod
+    def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+        """Unnormalised log-probabilities of every code for every patch, given normalised pixels."""
+
+    def view_size(self, grid: tuple[int, int]) -> int:
+        """The pixels per side that give this square grid of codes; raises ValueError if none does."""
+        size = grid[0] * self.stride
+        if grid[0] != grid[1] or (self.image_size is not None and size != self.image_size):
+            raise ValueError(
+                f"the tokenizer gives one code per {self.stride} pixels"
+                + (f" of images of {self.image_size} pixels" if self.image_size else "")
+                + f", which does not fit a patch grid of {grid[0]} x {grid[1]}"
+            )
+        return size
+
+    def frozen(self) -> "Tokenizer":
+        """This tokenizer in evaluation mode, without gradients."""
+        return self.eval().requires_grad_(False)
+
+
+def flatten_cells(logits: Float[Tensor, "batch code height width"]) -> Float[Tensor, "batch patch code"]:
+    """Row-major cells; a view without copy if the input is in channels_last memory format."""
+    return logits.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def count_codes(logits: Float[Tensor, "batch patch code"]) -> Float[Tensor, " code"]:
+    """How often each code is the best one."""
+    return torch.bincount(logits.argmax(dim=-1).flatten(), minlength=logits.shape[-1]).float()
+
+
+def perplexity(counts: Float[Tensor, " code"]) -> float:
+    """exp of the entropy of code use: how many codes are in effect used, between 1 and the vocabulary's size."""
+    share = counts / counts.sum().clamp(min=1)
+    return float(torch.special.entr(share).sum().exp())

@@ -1,0 +1,137 @@
+"""Which tokenizer a pretraining run uses: where its weights come from, and how its temperature is found."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mcbeit.checkpoint import CheckpointFolder, load_checkpoint
+from mcbeit.config import Config, validate
+from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
+from mcbeit.errors import RunError
+from mcbeit.masked import ObjectiveConfig
+from mcbeit.preprocess import Interpolation
+from mcbeit.targets import code_probabilities, entropy
+from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
+from mcbeit.vqgan import GumbelVQGAN, GumbelVQGANConfig
+
+TEMPERATURE_BOUNDS = (1e-4, 1e4)
+UNIFORM_MARGIN = 0.02  # nats below log V at which targets say nothing
+
+
+class TokenizerChoice(Config):
+    """The frozen tokenizer of a pretraining run."""
+
+    kind: Literal["dvae", "vqgan"] = "vqgan"
+    path: str | None = None  # a tokenizer run (dvae), a .safetensors file (vqgan), or 'random': for speed tests only
+    preset: str | None = None  # train this preset on the same images first, where `path` does not exist yet
+    interpolation: Interpolation = "lanczos"  # of the tokenizer's view
+    min_agreement: float = Field(0.98, ge=0, le=1)  # share of equal codes from which low precision is used for it
+    vqgan: GumbelVQGANConfig = GumbelVQGANConfig()
+
+
+def load_tokenizer(choice: TokenizerChoice) -> Tokenizer:
+    """The tokenizer, frozen. Raises RunError if there are no weights at its path."""
+    if choice.path is None:
+        raise RunError(
+            f"tokenizer.path is not set: name the weights of a {choice.kind} tokenizer, or train one of your own with "
+            "tokenizer.kind=dvae tokenizer.preset=photo-tokenizer"
+        )
+    if choice.kind == "dvae":
+        return load_dvae(Path(choice.path)).frozen()
+    tokenizer = GumbelVQGAN(choice.vqgan)
+    if choice.path != "random":
+        _load_vqgan(tokenizer, Path(choice.path))
+    return tokenizer.frozen()
+
+
+def load_dvae(run: Path) -> DiscreteVAE:
+    """The newest tokenizer of a tokenizer run."""
+    folder = CheckpointFolder(run / "checkpoints")
+    steps = folder.steps()
+    if not steps:
+        raise RunError(f"there is no trained tokenizer at '{run}'; train one: mcbeit train demo-tokenizer run={run}")
+    checkpoint = load_checkpoint(folder.folder(steps[-1]))
+    tokenizer = DiscreteVAE(validate(DiscreteVAEConfig, checkpoint.numbers["tokenizer"], origin=str(run)))
+    tokenizer.load_state_dict(checkpoint.tensors["model"])
+    tokenizer.default_temperature = checkpoint.numbers.get("temperature", tokenizer.default_temperature)
+    return tokenizer
+
+
+def _load_vqgan(tokenizer: GumbelVQGAN, path: Path) -> None:
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"the tokenizer weights '{path}' cannot be read as safetensors: {error}") from error
+    missing, _ = tokenizer.load_state_dict(found, strict=False)
+    if missing:
+        raise RunError(f"'{path}' is no Gumbel-VQGAN: {len(missing)} tensors are missing, such as '{missing[0]}'")
+
+
+def calibrate_temperature(logits: Float[Tensor, "batch patch code"], target_perplexity: float) -> float:
+    """The temperature at which exp of the mean entropy of equation (1) is `target_perplexity`, by bisection.
+
+    Raises RunError if it would lie on a bound: then the logits cannot give that many choices.
+    """
+    low, high = (math.log(bound) for bound in TEMPERATURE_BOUNDS)
+    goal = math.log(target_perplexity)
+    if not mean_entropy(logits, math.exp(low)) < goal < mean_entropy(logits, math.exp(high)):
+        raise RunError(
+            f"no temperature between {TEMPERATURE_BOUNDS[0]:g} and {TEMPERATURE_BOUNDS[1]:g} gives the patches "
+            f"{target_perplexity:g} choices out of {logits.shape[-1]} codes; check objective.target_perplexity and "
+            "whether the tokenizer is trained"
+        )
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if mean_entropy(logits, math.exp(middle)) > goal else (middle, high)
+    return math.exp((low + high) / 2)
+
+
+def mean_entropy(logits: Float[Tensor, "batch patch code"], temperature: float) -> float:
+    """The mean entropy of equation (1) over all patches, in nats."""
+    return float(entropy(code_probabilities(logits, temperature=temperature)).mean())
+
+
+def choose_temperature(
+    tokenizer: Tokenizer, logits: Float[Tensor, "batch patch code"], objective: ObjectiveConfig
+) -> float:
+    """The configured, calibrated or default temperature, checked on the logits of some images.
+
+    Raises RunError if the codes have collapsed or if the targets would be uniform, which no loss curve would show.
+    """
+    used = perplexity(count_codes(logits))
+    if used < 1.5:
+        raise RunError(
+            f"the tokenizer has collapsed: its codes have a perplexity of {used:.2f} on the first images, so there is "
+            "nothing to predict; train it longer or check tokenizer.path"
+        )
+    if objective.target_perplexity is not None:
+        return calibrate_temperature(logits, objective.target_perplexity)
+    temperature = objective.temperature or tokenizer.default_temperature
+    spread, limit = mean_entropy(logits, temperature), math.log(logits.shape[-1])
+    if not objective.hard and spread > limit - UNIFORM_MARGIN:
+        raise RunError(
+            f"at temperature {temperature:g} the targets are uniform: their mean entropy is {spread:.3f} of at most "
+            f"{limit:.3f} nats. Lower objective.temperature, or set objective.target_perplexity (4 is a good start)"
+        )
+    return temperature
+
+
+def low_precision(
+    tokenizer: Tokenizer, images: Tensor, dtype: torch.dtype, min_agreement: float
+) -> tuple[Tokenizer, float]:
+    """The tokenizer in channels_last format, and in `dtype` if enough of its codes stay the same; and that share."""
+    tokenizer = tokenizer.to(memory_format=torch.channels_last)
+    if dtype == torch.float32:
+        return tokenizer, 1.0
+    with torch.no_grad():
+        exact = tokenizer.code_logits(images.float()).argmax(dim=-1)
+        low = tokenizer.to(dtype).code_logits(images.to(dtype)).argmax(dim=-1)
+    agreement = float((exact == low).float().mean())
+    return (tokenizer, agreement) if agreement >= min_agreement else (tokenizer.float(), agreement)

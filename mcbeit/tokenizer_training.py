@@ -1,0 +1,243 @@
+"""Training our own tokenizer: a discrete VAE with a codebook that is used.
+
+Codes are relaxed by the Gumbel-softmax while training. Two things keep the codebook in use: the mean distribution over
+a batch is pulled towards uniform, and codes that were the best of no patch for a while are made copies of busy ones.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from mcbeit.augment import CropConfig, View, normalise
+from mcbeit.checkpoint import CheckpointConfig, load_checkpoint
+from mcbeit.config import Config, read_values, validate
+from mcbeit.data import CorruptImages, DataConfig, ViewDataset, auto_workers, batch_keys, make_loader
+from mcbeit.device import ComputeConfig, choose_device, choose_precision
+from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
+from mcbeit.errors import ConfigError
+from mcbeit.meter import Meter, StepResult, is_due, status_line
+from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
+from mcbeit.preprocess import Interpolation
+from mcbeit.progress import Display
+from mcbeit.runfolder import LogConfig, MetricLog, open_run, read_summary
+from mcbeit.sources import open_source
+from mcbeit.state import TrainingState
+from mcbeit.targets import entropy
+from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
+from mcbeit.tokenizer_choice import TokenizerChoice, calibrate_temperature, load_tokenizer
+
+DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
+NUM_JUDGED = 512  # images that a finished tokenizer is judged on
+
+
+class CodebookConfig(Config):
+    """How codes are relaxed and kept in use."""
+
+    start_temperature: float = Field(1.0, gt=0)  # of the Gumbel-softmax
+    end_temperature: float = Field(0.1, gt=0)
+    uniform_weight: float = Field(0.02, ge=0)  # of KL(mean code distribution of the batch || uniform), in nats
+    revive_every_steps: int = Field(100, ge=1)  # codes unused for so long become copies of busy ones
+    revive_until: float = Field(0.8, ge=0, le=1)  # share of the run after which no code is revived
+
+
+class TokenizerConfig(Config):
+    """Everything about a tokenizer run."""
+
+    job: Literal["tokenizer"] = "tokenizer"
+    run: str = "runs/tokenizer"
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    image_size: int = Field(112, ge=1)  # pixels of the crops that it is trained on
+    interpolation: Interpolation = "lanczos"
+    crop: CropConfig = CropConfig()
+    model: DiscreteVAEConfig = DiscreteVAEConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    optim: OptimConfig = OptimConfig(
+        epochs=1, warmup_epochs=0.05, batch_size=64, lr=1e-3, betas=(0.9, 0.99), weight_decay=0
+    )
+    compute: ComputeConfig = ComputeConfig()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def get_tokenizer(choice: TokenizerChoice, data: DataConfig, grid: tuple[int, int], run: Path) -> Tokenizer:
+    """The tokenizer of a pretraining run, trained first on the same images if it is not there yet.
+
+    Without a path it is kept in RUN/tokenizer. Raises ConfigError if its codes do not fit the patch grid.
+    """
+    if choice.preset is not None:
+        choice = choice.model_copy(update={"path": choice.path or str(run / "tokenizer")})
+        assert choice.path is not None
+        if read_summary(Path(choice.path)) is None:
+            config = preset_for(choice, data)
+            _check_grid(DiscreteVAE(config.model), grid)
+            train_tokenizer(config, resume=True)
+    tokenizer = load_tokenizer(choice)
+    _check_grid(tokenizer, grid)
+    return tokenizer
+
+
+def preset_for(choice: TokenizerChoice, data: DataConfig) -> TokenizerConfig:
+    """The tokenizer run that `choice` asks for, on these images."""
+    assert choice.preset is not None
+    values = read_values(choice.preset)
+    values["run"] = choice.path
+    values["data"] = {**values.get("data", {}), "source": data.source, "kind": data.kind}
+    return validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+
+
+def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+    try:
+        tokenizer.view_size(grid)
+    except ValueError as error:
+        raise ConfigError(f"{error}; check preprocess.image_size, model.patch_size and the tokenizer") from error
+
+
+def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Start or resume a tokenizer run and finish it; returns its summary, which is also RUN/summary.json.
+
+    Raises ConfigError, DataError or RunError, before any work where it can be known.
+    """
+    if config.image_size % config.model.stride:
+        raise ConfigError(f"image_size={config.image_size} must be a multiple of model.stride={config.model.stride}")
+    source = open_source(config.data.required_source(), config.data.kind)
+    per_epoch = steps_per_epoch(len(source), config.optim)
+    total = config.optim.total_steps(per_epoch)
+    run = open_run(config, Path(config.run), resume=resume, keep=config.checkpoint.keep, seed=config.seed)
+    if (summary := run.summary()) is not None:
+        return summary
+    device = choose_device()
+    precision = choose_precision(config.compute.precision, device)
+    torch.manual_seed(config.seed)
+    model = DiscreteVAE(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = TrainingState.start(model, make_optimizer([model], config.optim), precision, teacher_of=None)
+    state.numbers["tokenizer"] = config.model.model_dump()
+    if steps := run.checkpoints.steps():
+        state.restore(load_checkpoint(run.checkpoints.folder(steps[-1])))
+    run.rewind(state.step)
+    dataset = ViewDataset(
+        source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)
+    )
+    keys = batch_keys(len(source), crops_per_step(config.optim, 1), config.seed, range(state.step, total))
+    loader = make_loader(dataset, keys, num_workers=auto_workers(config.data), pin=device.type == "cuda")
+    corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
+    meter, use = Meter(device), torch.zeros(config.model.vocab_size, device=device)
+
+    with Display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
+        display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
+        for batch in loader:
+            corrupt.add(batch.corrupt)
+            step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
+            images = model_input(model, batch.to(device).views[0])
+            with precision.autocast(device):
+                logits = model.code_logits(images)
+                weights = F.gumbel_softmax(logits.float(), tau=relaxation(config.codebook, step / total), dim=-1)
+                decoded = model.decode(weights, cells(model, images))
+            error = F.mse_loss(decoded.float(), images)
+            loss = error + config.codebook.uniform_weight * imbalance(logits.float())
+            state.scaler.scale(loss).backward()
+            norm = state.apply_gradients(lr, config.optim.clip_grad)
+            use += count_codes(logits.detach())
+            is_logged = step % config.log.every_steps == 0 or state.step == total
+            measurements = {"reconstruction_error": error.detach()} if is_logged else {}
+            meter.count(StepResult(loss.detach(), norm, measurements), num_images=config.optim.batch_size)
+            if state.step % config.codebook.revive_every_steps == 0:
+                if state.step <= config.codebook.revive_until * total:
+                    revive_dead_codes(model, use, config.seed + step)
+                use.zero_()
+            if is_logged:
+                counts = count_codes(logits.detach())
+                record = {
+                    "step": step,
+                    "epoch": state.step / per_epoch,
+                    "lr": lr,
+                    **meter.read(),
+                    "code_perplexity": perplexity(counts),
+                    "codes_used": float((counts > 0).sum()),
+                    "corrupt": len(corrupt),
+                }
+                log.write(record)
+            with meter.paused():
+                if state.step == total:
+                    state.numbers |= judge(model, dataset, config, device)
+                if is_due(config.checkpoint.every_epochs, per_epoch, state.step, total):
+                    run.checkpoints.save(state.checkpoint())
+            display.advance(status_line(record) if is_logged else None)
+        display.note(
+            f"{state.numbers['codes_used']} of {config.model.vocab_size} codes used, perplexity "
+            f"{state.numbers['code_perplexity']:.1f}, reconstruction error {state.numbers['reconstruction_error']:.4f}"
+        )
+        if len(corrupt):
+            display.note(f"{len(corrupt)} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
+    return run.finish(state.numbers)
+
+
+def model_input(model: DiscreteVAE, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "..."]:
+    """Pixels normalised for the tokenizer, in the memory format that convolutions like."""
+    return normalise(pixels, model.mean, model.std).contiguous(memory_format=torch.channels_last)
+
+
+def cells(model: DiscreteVAE, images: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
+    """The grid of codes of a batch."""
+    return images.shape[2] // model.stride, images.shape[3] // model.stride
+
+
+def relaxation(config: CodebookConfig, progress: float) -> float:
+    """The Gumbel-softmax temperature at a share of the run: exponential from start to end."""
+    return config.start_temperature * (config.end_temperature / config.start_temperature) ** progress
+
+
+def imbalance(logits: Float[Tensor, "batch patch code"]) -> Float[Tensor, ""]:
+    """KL(mean code distribution of the batch || uniform), in nats: 0 if all codes are used alike."""
+    mean = torch.softmax(logits, dim=-1).mean(dim=(0, 1))
+    return math.log(logits.shape[-1]) - entropy(mean)
+
+
+def revive_dead_codes(model: DiscreteVAE, use: Float[Tensor, " code"], seed: int) -> None:
+    """Make codes that were never the best into copies of codes drawn by how often they were."""
+    dead = (use == 0).nonzero()[:, 0].cpu()
+    if len(dead) and float(use.sum()) > 0:
+        generator = torch.Generator().manual_seed(seed)
+        donors = torch.multinomial(use.cpu(), len(dead), replacement=True, generator=generator)
+        model.revive(dead, donors, generator)
+
+
+@torch.no_grad()
+def judge(model: DiscreteVAE, dataset: ViewDataset, config: TokenizerConfig, device: torch.device) -> dict[str, Any]:
+    """A finished tokenizer on crops of an epoch that it was not trained on; also saves the picture of reconstructions.
+
+    Returns the reconstruction error (mean squared, of pixels in [-1, 1]), code use, and the temperature at which
+    patches have DEFAULT_PERPLEXITY choices.
+    """
+    model.eval()
+    count = min(NUM_JUDGED, len(dataset))
+    keys = batch_keys(len(dataset), count, config.seed + 1, range(1))
+    (batch,) = make_loader(dataset, keys, num_workers=0, pin=False)
+    images = model_input(model, batch.views[0].to(device))
+    logits = torch.cat([model.code_logits(part) for part in images.split(64)])
+    decoded = torch.cat([model.reconstruct(part) for part in images.split(64)])
+    counts = count_codes(logits)
+    save_comparison(images[:16], decoded[:16], Path(config.run) / "reconstructions.png")
+    model.train()
+    return {
+        "reconstruction_error": float(F.mse_loss(decoded, images)),
+        "pixel_variance": float(images.var()),
+        "codes_used": int((counts > 0).sum()),
+        "code_perplexity": perplexity(counts),
+        "code_counts": counts.int().tolist(),
+        "temperature": calibrate_temperature(logits, DEFAULT_PERPLEXITY),
+    }
+
+
+def save_comparison(images: Tensor, decoded: Tensor, path: Path) -> None:
+    """A PNG of two rows: images above, what their codes say of them below; pixels in [-1, 1]."""
+    rows = [torch.cat(list(row), dim=2) for row in (images, decoded)]
+    pixels = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte()
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(path)
