@@ -1,7 +1,7 @@
 """Preprocessing: how an image file becomes model input, in PIL and numpy alone (no torch).
 
 Evaluation, export, service and benchmark all use this one definition, so that a file gives the same bits everywhere.
-Training uses `decode` for the files that torchvision cannot read as they are meant (see `is_plain_jpeg`).
+Training reads files with the same `decode` and then makes its own views (`augment.py`).
 """
 
 import io
@@ -107,20 +107,6 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(f"{source}: cannot be read: {error.strerror}") from error
     except ImageError as error:
         raise ImageError(f"{source}: {error}") from error.__cause__
-
-
-def is_plain_jpeg(data: bytes) -> bool:
-    """Whether any 8-bit JPEG decoder gives what `decode` gives: grey or RGB, upright and not too large.
-
-    Looks at the header only (tens of microseconds); what follows may still be truncated or corrupt.
-    """
-    if _plugin(data) is not _Jpeg:
-        return False
-    try:
-        image = _Jpeg(io.BytesIO(data))
-    except Exception:
-        return False
-    return image.mode in ("L", "RGB") and image.width * image.height <= MAX_PIXELS and _orientation(image) not in _TURNS
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

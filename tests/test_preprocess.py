@@ -1,5 +1,4 @@
 import io
-import struct
 import subprocess
 import sys
 import warnings
@@ -21,12 +20,11 @@ from images import (
     write_images,
 )
 from PIL import Image, ImageOps
-from torchvision.io import decode_jpeg
 from torchvision.transforms import InterpolationMode, transforms, v2
 
 from mcbeit.config import validate
 from mcbeit.errors import ConfigError, ImageError
-from mcbeit.preprocess import MAX_PIXELS, Preprocess, decode, is_plain_jpeg, to_rgb
+from mcbeit.preprocess import Preprocess, decode, to_rgb
 
 GOOD = good_images()
 BROKEN = broken_images()
@@ -263,29 +261,6 @@ def test_decode__from_many_threads() -> None:
     files = list(GOOD.values()) * 4
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(decode, files)) == [decode(data) for data in GOOD.values()] * 4
-
-
-# is_plain_jpeg
-
-
-def test_is_plain_jpeg__is_true_for_upright_grey_and_rgb_only() -> None:
-    plain = {name for name, data in (GOOD | BROKEN).items() if is_plain_jpeg(data)}
-    assert plain == {"rgb.jpg", "grey.jpg", "progressive.jpg", "broken-exif.jpg", "two-pictures.jpg", "half.jpg"}
-    assert [n for n in range(1, 9) if is_plain_jpeg(encode(RGB, "jpg", exif=exif(n)))] == [1]
-
-
-def test_is_plain_jpeg__is_false_for_too_many_pixels() -> None:
-    data = encode(RGB, "jpg")
-    size = struct.pack(">HH", 48, 64)
-    assert is_plain_jpeg(data.replace(size, struct.pack(">HH", MAX_PIXELS // 1600, 1600)))
-    assert not is_plain_jpeg(data.replace(size, struct.pack(">HH", MAX_PIXELS // 1600 + 1, 1600)))
-
-
-@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning")
-@pytest.mark.parametrize("name", ["rgb.jpg", "grey.jpg", "progressive.jpg", "broken-exif.jpg"])
-def test_is_plain_jpeg__means_that_torchvision_decodes_the_same_values(name: str) -> None:
-    by_torchvision = decode_jpeg(torch.frombuffer(bytearray(GOOD[name]), dtype=torch.uint8)).permute(1, 2, 0)
-    assert difference(decode(GOOD[name]), by_torchvision) == 0
 
 
 # Preprocess
