@@ -132,7 +132,7 @@ class BitmapFontStyle:
             from fontTools.ttLib import TTFont
         except ImportError as error:
             raise DataError('the Python package fonttools is not installed\npip install "mcbeit[emoji]"') from error
-        font = TTFont(path, lazy=True)
+        font = TTFont(io.BytesIO(path.read_bytes()), lazy=True)  # holds no open file
         return cls(_ligatures(font), font.getBestCmap(), font["CBDT"].strikeData[0])
 
     def picture(self, codepoints: str) -> Image.Image | None:

@@ -15,6 +15,7 @@ from mcbeit.prepare.folder import Source, file_sha256
 from mcbeit.prepare.progress import say
 
 TIMEOUT_SECONDS = 900
+WORDS_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def npm_package(name: str, version: str, *, sha256: str, workspace: Path) -> Pac
     folder = workspace / "npm"
     folder.mkdir()
     environment = {"npm_config_cache": str(folder / "cache"), "npm_config_update_notifier": "false"}
-    command = ["npm", "pack", f"{name}@{version}", "--silent", "--ignore-scripts"]
+    command = ["npm", "pack", f"{name}@{version}", "--loglevel=error", "--ignore-scripts"]
     _run(command, package=name, folder=folder, environment=environment)
     archive = _only_file(folder, "*.tgz", package=name)
     check_sha256(archive, sha256, package=f"{name} {version}")
@@ -110,7 +111,7 @@ def _installed_debian_version(name: str) -> str | None:
     if shutil.which("dpkg-query") is None:
         return None
     command = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", name]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     status, _, version = result.stdout.strip().partition(" ")
     return version if result.returncode == 0 and status == "installed" else None
 
@@ -122,18 +123,31 @@ def _download_debian_archive(name: str, folder: Path) -> Path:
         part.mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
     shared = ["apt-get", "-q", "-o", f"Dir::Cache={cache}", "-o", "APT::Sandbox::User=root"]
-    private = [*shared, "-o", f"Dir::State={state}", "-o", f"Dir::State::status={state / 'status'}"]
+    places = {"Dir::State": state, "Dir::State::lists": state / "lists", "Dir::State::status": state / "status"}
+    private = [*shared, *(part for key, path in places.items() for part in ("-o", f"{key}={path}"))]
     try:
         _run([*shared, "download", name], package=name, folder=folder)
     except DataError:
         say("fetching package lists")
-        subprocess.run([*private, "update"], capture_output=True, check=False, timeout=TIMEOUT_SECONDS)
-        _run([*private, "download", name], package=name, folder=folder)  # this says whether the update was enough
+        warnings = _update([*private, "update"])
+        try:
+            _run([*private, "download", name], package=name, folder=folder)
+        except DataError as error:
+            raise DataError(f"{error}{warnings}") from error
     return _only_file(folder, f"{name}_*.deb", package=name)
 
 
+def _update(command: Sequence[str]) -> str:
+    """Fetch package lists; what went wrong is worth telling only if the package is not found afterwards."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"\n'apt-get update' did not end in {TIMEOUT_SECONDS} s"
+    return f"\n'apt-get update' said: {_first_words(result.stderr)}" if result.stderr.strip() else ""
+
+
 def _run(command: Sequence[str], *, package: str, folder: Path, environment: dict[str, str] | None = None) -> str:
-    """Run a command in `folder`, return its stdout; raises DataError that ends in the command's own last words."""
+    """Run a command in `folder`, return its stdout; raises DataError with the command's own first words."""
     try:
         result = subprocess.run(
             command,
@@ -145,11 +159,16 @@ def _run(command: Sequence[str], *, package: str, folder: Path, environment: dic
             timeout=TIMEOUT_SECONDS,
         )
     except subprocess.CalledProcessError as error:
-        words = " ".join(error.stderr.split())[-300:] or f"exit status {error.returncode}"
+        words = _first_words(error.stderr) or f"exit status {error.returncode}"
         raise DataError(_failure(command, package, words)) from error
     except subprocess.TimeoutExpired as error:
         raise DataError(_failure(command, package, f"no end after {TIMEOUT_SECONDS} s")) from error
     return result.stdout
+
+
+def _first_words(text: str) -> str:
+    """The beginning of a command's stderr in one line."""
+    return " ".join(text.split())[:WORDS_LENGTH]
 
 
 def _failure(command: Sequence[str], package: str, words: str) -> str:

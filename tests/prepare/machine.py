@@ -14,6 +14,7 @@ with open(shop / "log", "a") as log:
     log.write("apt-get " + " ".join(sys.argv[1:]) + chr(10))
 if asked == "update":
     (shop / "updated").touch()
+    (shop / "offline").exists() and sys.exit("W: Failed to fetch the list  Connection failed")
 elif (shop / "stale").exists() and not (shop / "updated").exists() or not list(shop.glob(asked + "_*.deb")):
     sys.exit("E: Unable to locate package " + asked)
 else:

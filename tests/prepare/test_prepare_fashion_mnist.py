@@ -12,8 +12,8 @@ from machine import Machine
 from PIL import Image
 
 from mcbeit.errors import DataError
-from mcbeit.prepare import prepare
 from mcbeit.prepare import fashion_mnist as module
+from mcbeit.prepare import prepare
 from mcbeit.prepare.fashion_mnist import CLASSES, parse_images, parse_labels, read_payload, write_split
 
 SIZES = {"train": 20, "t10k": 10}
@@ -92,7 +92,7 @@ def test_prepare__without_apt_and_network(machine: Machine, tmp_path: Path, monk
     fake = SimpleNamespace(__version__="0.29", datasets=SimpleNamespace(FashionMNIST=download))
     monkeypatch.setitem(sys.modules, "torchvision", fake)
     with pytest.raises(
-        DataError, match="cannot fetch Fashion-MNIST: .*Error downloading train-images.*\ncheck the net"
+        DataError, match=r"cannot fetch Fashion-MNIST: .*Error downloading train-images.*\ncheck the net"
     ):
         prepare("fashion-mnist", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ import pytest
 from machine import Machine
 
 from mcbeit.errors import DataError
+from mcbeit.prepare import packages
 from mcbeit.prepare.packages import (
     Package,
     check_sha256,
@@ -56,6 +57,25 @@ def test_debian_package__tells_why_it_failed(machine: Machine, tmp_path: Path) -
     )
 
 
+def test_debian_package__tells_what_the_update_said(machine: Machine, tmp_path: Path) -> None:
+    machine.add_apt()
+    (machine.shop / "offline").touch()
+    with pytest.raises(DataError, match=r"'apt-get update' said: W: Failed to fetch the list Connection failed$"):
+        debian_package("unicorn", tmp_path)
+
+
+def test_debian_package__a_network_that_hangs(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.add_apt()
+    machine.add_command("apt-get", "import time\ntime.sleep(60)")
+    monkeypatch.setattr(packages, "TIMEOUT_SECONDS", 0.1)
+    with pytest.raises(DataError) as failure:
+        debian_package("pets", tmp_path)
+    assert "'apt-get -q download pets' failed: no end after 0.1 s" in str(failure.value)
+    assert "'apt-get update' did not end in 0.1 s" in str(failure.value)
+
+
 def test_debian_package__uses_an_installed_one(machine: Machine, tmp_path: Path) -> None:
     machine.add_installed("pets")
     assert debian_package("pets", tmp_path) == Package("Debian", "pets", "1.2-3", Path("/"))
@@ -93,10 +113,10 @@ def test_npm_package__refuses_another_content(machine: Machine, tmp_path: Path) 
 
 
 def test_npm_package__tells_why_it_failed(machine: Machine, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="npm package pets, and npm is not on this system\ninstall Node.js"):
+    with pytest.raises(DataError, match=r"npm package pets, and npm is not on this system\ninstall Node"):
         npm_package("pets", "1.1.0", sha256="00", workspace=tmp_path)
     machine.add_npm()
-    with pytest.raises(DataError, match="cannot fetch the package pets: 'npm pack pets@1.1.0 .*404 Not Found"):
+    with pytest.raises(DataError, match=r"cannot fetch the package pets: 'npm pack pets@1.1.0 .*404 Not Found"):
         npm_package("pets", "1.1.0", sha256="00", workspace=tmp_path)
 
 

@@ -28,7 +28,7 @@ License: GPL-2+
 
 Files: 16.04/Bridge_by_Sander.jpg
        16.04/Lake_by_Sander.jpg
-Copyright: 2018, Sander <sander@example.org>´
+Copyright: 2018, Sander <sander@example.org>`
            2019, Lapo
 License: CC-BY-4.0
 Comment: taken in spring
