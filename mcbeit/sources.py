@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -20,6 +20,7 @@ SourceKind = Literal["auto", "folder", "imagefolder", "list"]
 Labels = Int[np.ndarray, " image"]
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """An ordered collection of encoded images, with labels if it knows them."""
 
@@ -76,6 +77,8 @@ class JoinedSource:
             if part.labels is not None
         ]
         self.labels = np.concatenate(labels) if len(labels) == len(parts) else None
+        if self.labels is None:
+            self.classes = []
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -152,11 +155,11 @@ def open_imagefolder(root: Path) -> FileSource:
 def open_list(path: Path) -> FileSource:
     """A text file with one `relative/path label` per line, or one path per line without labels.
 
-    This is the official `train_map.txt`: the label is the integer after the last space, so paths may hold spaces.
+    This is the official `train_map.txt`: the label is the integer after the last space or tab; paths may hold spaces.
     Paths are relative to the file's folder or, for `NAME_map.txt`, to the folder `NAME` beside it if there is one.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}' is not a list file: it is not UTF-8 text ({error.reason})") from error
     entries = [_split_label(line) for line in lines if line]
@@ -170,11 +173,11 @@ def open_list(path: Path) -> FileSource:
             f"'{entries[line][0]}'; give every line an integer label, or none"
         )
     root = _list_root(path)
-    missing = [name for name, _ in entries if not (root / name).is_file()]
+    missing = [name for name, _ in entries if not os.path.isfile(root / name)]  # noqa: PTH113 - takes any text
     if missing:
         raise DataError(
             f"'{path}' does not match the files below '{root}': {len(missing)} of {len(entries)} are missing, "
-            f"the first is '{missing[0]}'"
+            f"the first is '{missing[0]:.200}'"
         )
     labels = [label for _, label in entries if label is not None]
     classes = [str(i) for i in range(max(labels) + 1)] if labels else []
@@ -182,8 +185,8 @@ def open_list(path: Path) -> FileSource:
 
 
 def _split_label(line: str) -> tuple[str, int | None]:
-    name, _, label = line.rpartition(" ")
-    return (name.rstrip(), int(label)) if name and label.isascii() and label.isdigit() else (line, None)
+    *name, label = line.rsplit(maxsplit=1)
+    return (name[0], int(label)) if name and label.isascii() and label.isdigit() else (line, None)
 
 
 def _list_root(path: Path) -> Path:
@@ -209,7 +212,7 @@ def _is_image(path: str, others: Counter[str]) -> bool:
     name = os.path.basename(path)  # noqa: PTH119 - pathlib is ten times slower here
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
     if name.startswith(".") or suffix not in SUFFIXES:
-        others[suffix or name] += 1
+        others["hidden" if name.startswith(".") else suffix or name] += 1
         return False
     return True
 
