@@ -76,8 +76,3 @@ def estimate(
         teacher=forward if has_teacher else 0.0,
         tokenizer=tokenizer / masks_per_image,
     )
-
-
-def describe_hours(total_flops: float) -> dict[str, str]:
-    """The hours of a run at each stated speed."""
-    return {name: f"{total_flops / speed / 3600:.3g} h" for name, speed in STATED_SPEEDS.items()}

@@ -1,15 +1,23 @@
 """The jobs that `mcbeit train` knows, told apart by the key `job` of their config."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mcbeit.config import override, read_values, validate
+import torch
 
+from mcbeit.config import dump, override, read_values, validate
+from mcbeit.cost import STATED_SPEEDS, tokenizer_flops
+from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError
-from mcbeit.pretrain import PretrainConfig, pretrain
-from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
+from mcbeit.masked import MaskedImageModel
+from mcbeit.optim import steps_per_epoch
+from mcbeit.pretrain import PretrainConfig, estimate_cost, pretrain
+from mcbeit.sources import open_source
+from mcbeit.tokenizer_training import TokenizerConfig, planned_tokenizer, train_tokenizer
+from mcbeit.vit import VisionTransformer
 
 Job = PretrainConfig | TokenizerConfig
+IMAGENET_IMAGES = 1_281_167  # what a preset without a source is costed for
 
 
 def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
@@ -28,3 +36,48 @@ def run_job(config: Job, *, resume: bool = False) -> dict[str, Any]:
     if isinstance(config, PretrainConfig):
         return pretrain(config, resume=resume)
     return train_tokenizer(config, resume=resume)
+
+
+def describe_job(config: Job) -> str:
+    """The resolved config as YAML, below comments that say what the run takes. It can be run as it is."""
+    return "".join(f"# {line}\n" for line in cost_lines(config)) + dump(config)
+
+
+def cost_lines(config: Job) -> Iterator[str]:
+    """Parameters, steps, FLOPs per image, and the hours that these make at stated speeds: an estimate."""
+    parameters, flops = _pretrain_cost(config) if isinstance(config, PretrainConfig) else _tokenizer_cost(config)
+    yield "parameters: " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items())
+    yield "FLOPs per image: " + ", ".join(f"{name} {count / 1e9:.4g} G" for name, count in flops.items())
+    if config.data.source is None:
+        num_images, origin = IMAGENET_IMAGES, "data.source is not set; with the images of ImageNet-1K"
+    else:
+        num_images, origin = len(open_source(config.data.source, config.data.kind)), f"{config.data.source}"
+    per_epoch = steps_per_epoch(num_images, config.optim, config.data.masks_per_image)
+    total = config.optim.total_steps(per_epoch)
+    yield f"steps: {total:,} of {config.optim.batch_size} images; {per_epoch:,} per epoch ({origin}: {num_images:,})"
+    total_flops = sum(flops.values()) * config.optim.batch_size * total
+    for name, speed in STATED_SPEEDS.items():
+        hours = total_flops / speed / 3600
+        yield f"estimated hours: {f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'} on {name}"
+
+
+def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, float]]:
+    with torch.device("meta"):
+        tokenizer = planned_tokenizer(config.tokenizer, config.data)
+        backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
+        model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective)
+        cost = estimate_cost(config, tokenizer)
+    parameters = {"backbone": _count(backbone), "head": _count(model.lm_head), "tokenizer (frozen)": _count(tokenizer)}
+    return parameters, {name: value for name, value in cost._asdict().items() if value}
+
+
+def _tokenizer_cost(config: TokenizerConfig) -> tuple[dict[str, int], dict[str, float]]:
+    with torch.device("meta"):
+        tokenizer = DiscreteVAE(config.model)
+        encoder = tokenizer_flops(tokenizer, config.image_size)
+    # the decoder mirrors the encoder; a backward pass is twice its forward
+    return {"tokenizer": _count(tokenizer)}, {"encoder and decoder": 6 * encoder}
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -60,7 +60,8 @@ def multi_choice_loss(
     device = features.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _FactoredLoss.apply(features, weight, bias, mixing, codes, patch_ids, dtype)
+        learns = torch.is_grad_enabled()  # inside an autograd function it never is
+        loss: Tensor = _FactoredLoss.apply(features, weight, bias, mixing, codes, patch_ids, dtype, learns)
     return loss
 
 
@@ -77,35 +78,16 @@ class _FactoredLoss(torch.autograd.Function):
         codes: Codes,
         patch_ids: Tensor,
         dtype: torch.dtype,
+        learns: bool,
     ) -> Tensor:
         exact = torch.promote_types(weight.dtype, torch.float32)
         head, offset = weight.to(dtype), bias.to(dtype)
-        needs = ctx.needs_input_grad[:4]
+        needs = tuple(need and learns for need in ctx.needs_input_grad[:4])
         total = torch.zeros((), dtype=exact, device=features.device)
         grads = _Gradients.zeros(features, weight, bias, mixing, needs=needs, dtype=exact)
         for rows in row_chunks(codes):
-            chunk, target = features[rows].to(dtype), codes.probabilities(rows)
-            if mixing is None:
-                target = gather_patches(target, patch_ids[rows])
-            target = target.to(dtype)
-            logits = torch.addmm(offset, chunk.flatten(0, 1), head.T).view(*chunk.shape[:2], -1)
-            prediction = torch.softmax(logits, dim=-1, dtype=exact)
-            # the largest probability is exp(max - lse): cheaper here than log_softmax or a logsumexp of its own
-            row_lse = logits.amax(dim=-1, keepdim=True).to(exact) - prediction.amax(dim=-1, keepdim=True).log()
-            if mixing is None:
-                total += row_lse.sum() - torch.linalg.vecdot(logits, target).sum(dtype=exact)
-            else:
-                overlap = torch.bmm(logits, target.transpose(1, 2)).to(exact) - row_lse  # <p_j, log q_i>
-                total -= (mixing[rows] * overlap).sum()
-                if grads.mixing is not None:
-                    grads.mixing[rows] = -overlap
-            if any(needs[:3]):
-                error = prediction.to(dtype)
-                if mixing is None:
-                    error.sub_(target)
-                else:
-                    error.baddbmm_(mixing[rows].to(dtype), target, alpha=-1)
-                grads.add(rows, chunk, head, error.flatten(0, 1))
+            chunk = _Chunk(features[rows].to(dtype), patch_ids[rows], None if mixing is None else mixing[rows])
+            total += chunk.loss(head, offset, codes.probabilities(rows), grads, rows)
         ctx.grads, ctx.count = grads, patch_ids.numel()
         return total / ctx.count
 
@@ -115,7 +97,43 @@ class _FactoredLoss(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("multi_choice_loss can be differentiated once: call backward() without retain_graph")
         grads, ctx.grads = ctx.grads.scaled(upstream / ctx.count), None
-        return grads.features, grads.weight, grads.bias, grads.mixing, None, None, None
+        return grads.features, grads.weight, grads.bias, grads.mixing, None, None, None, None
+
+
+class _Chunk(NamedTuple):
+    """Some rows of the batch, in the dtype of the products."""
+
+    features: Float[Tensor, "rows masked dim"]
+    patch_ids: Int[Tensor, "rows masked"]
+    mixing: Float[Tensor, "rows masked patch"] | None
+
+    def loss(
+        self, head: Tensor, offset: Tensor, probabilities: Tensor, grads: "_Gradients", rows: slice
+    ) -> Float[Tensor, ""]:
+        """The sum of the losses of these rows; adds their gradients, if any are wanted, to `grads`."""
+        if self.mixing is None:
+            probabilities = gather_patches(probabilities, self.patch_ids)
+        exact, target = probabilities.dtype, probabilities.to(self.features.dtype)
+        logits = torch.addmm(offset, self.features.flatten(0, 1), head.T).view(*self.features.shape[:2], -1)
+        error = torch.softmax(logits, dim=-1, dtype=exact)
+        # the largest probability is exp(max - lse): cheaper here than log_softmax or a logsumexp of its own
+        row_lse = logits.amax(dim=-1, keepdim=True).to(exact) - error.amax(dim=-1, keepdim=True).log()
+        if self.mixing is None:
+            total = row_lse.sum() - torch.linalg.vecdot(logits, target).sum(dtype=exact)
+        else:
+            overlap = torch.bmm(logits, target.transpose(1, 2)).to(exact) - row_lse  # <p_j, log q_i>
+            total = -(self.mixing * overlap).sum()
+            if grads.mixing is not None:
+                grads.mixing[rows] = -overlap
+        if grads.want_error:
+            del logits, probabilities
+            error = error.to(target.dtype)
+            if self.mixing is None:
+                error.sub_(target)
+            else:
+                error.baddbmm_(self.mixing.to(target.dtype), target, alpha=-1)
+            grads.add(rows, self.features, head, error.flatten(0, 1))
+        return total
 
 
 class _Gradients(NamedTuple):
@@ -134,6 +152,11 @@ class _Gradients(NamedTuple):
                 for x, need in zip(inputs, needs, strict=True)
             )
         )
+
+    @property
+    def want_error(self) -> bool:
+        """Whether anything needs the gradient of the prediction's logits."""
+        return any(gradient is not None for gradient in (self.features, self.weight, self.bias))
 
     def add(self, rows: slice, features: Tensor, head: Tensor, error: Tensor) -> None:
         """Add a chunk's share, given its error [rows * masked, code]."""

@@ -45,7 +45,9 @@ class Display:
         """One more step is done; `status` is a short text about how it goes."""
         self.done += 1
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, **({} if status is None else {"status": status}))
+            self._bar.update(self._task, completed=self.done)
+            if status is not None:
+                self._bar.update(self._task, status=status)
         elif status is not None and self._is_due():
             self._console.print(f"{self.title} {self.done}/{self.total}  {status}", markup=False)
 

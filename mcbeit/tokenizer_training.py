@@ -32,6 +32,7 @@ from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
 from mcbeit.tokenizer_choice import TokenizerChoice, calibrate_temperature, load_tokenizer
+from mcbeit.vqgan import GumbelVQGAN
 
 DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
 NUM_JUDGED = 512  # images that a finished tokenizer is judged on
@@ -88,9 +89,22 @@ def preset_for(choice: TokenizerChoice, data: DataConfig) -> TokenizerConfig:
     """The tokenizer run that `choice` asks for, on these images."""
     assert choice.preset is not None
     values = read_values(choice.preset)
-    values["run"] = choice.path
+    if choice.path is not None:
+        values["run"] = choice.path
     values["data"] = {**values.get("data", {}), "source": data.source, "kind": data.kind}
     return validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+
+
+def planned_tokenizer(choice: TokenizerChoice, data: DataConfig) -> Tokenizer:
+    """A tokenizer of the sizes that a run will have, its weights not those of the run: for estimates.
+
+    Raises RunError if nothing tells the sizes.
+    """
+    if choice.kind == "vqgan":
+        return GumbelVQGAN(choice.vqgan)
+    if choice.preset is not None and (choice.path is None or read_summary(Path(choice.path)) is None):
+        return DiscreteVAE(preset_for(choice, data).model)
+    return load_tokenizer(choice)
 
 
 def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
