@@ -7,7 +7,7 @@ loader workers or training processes sees the same.
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class DataConfig(Config):
     kind: SourceKind = "auto"
     max_corrupt_fraction: float = Field(0.01, ge=0, le=1)  # of the source's images; above it the run stops
     masks_per_image: int = Field(1, ge=1)  # each decoded and tokenized crop is used with this many masks
-    num_workers: int | Literal["auto"] = "auto"  # loader processes; does not change the batches
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes; does not change the batches
 
     def required_source(self) -> str | list[str]:
         """The source; raises DataError if the preset left it open."""
@@ -60,7 +60,7 @@ class Corrupt(NamedTuple):
 class Sample(NamedTuple):
     """The views of one crop and its masks."""
 
-    image: int
+    image: int  # its number in the source: that of the replacement, if the one asked for is corrupt
     views: list[UInt8[Tensor, "3 size size"]]
     masks: Bool[Tensor, "mask patch"]
     corrupt: list[Corrupt]
@@ -133,17 +133,17 @@ class ViewDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         rng = sample_generator(self.seed, key)
-        image, corrupt = self._read(key.image, rng)
+        index, image, corrupt = self._read(key.image, rng)
         views = two_views(image, self.crop, self.views, rng)
         masks = [draw_mask(self.grid, self.mask, rng).reshape(-1) for _ in range(self.masks_per_image) if self.mask]
         stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
-        return Sample(key.image, views, torch.from_numpy(stacked), corrupt)
+        return Sample(index, views, torch.from_numpy(stacked), corrupt)
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[Tensor, list[Corrupt]]:
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor, list[Corrupt]]:
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
-                return read_image(self.source.read(index)), corrupt
+                return index, read_image(self.source.read(index)), corrupt
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
@@ -171,7 +171,9 @@ def make_loader(dataset: ViewDataset, keys: Iterable[list[Key]], *, num_workers:
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin,
+        generator=torch.Generator(),  # of the workers' seeds: the global one belongs to the training
         prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # else torch's global generator moves on, and a resumed run with it
     )
 
 
@@ -187,8 +189,8 @@ class CorruptImages:
 
     def __init__(self, source: ImageSource, path: Path, *, max_fraction: float) -> None:
         self.source, self.path, self.max_fraction = source, path, max_fraction
-        known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self._names = {line.partition("\t")[0] for line in known}
+        known = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.exists() else []
+        self._names = {line.partition("\t")[0] for line in known if line}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -200,7 +202,7 @@ class CorruptImages:
         if not fresh:
             return
         self._names.update(fresh)
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(f"{name}\t{reason}\n" for name, reason in fresh.items())
         if len(self) > self.max_fraction * len(self.source):
             raise DataError(

@@ -74,7 +74,8 @@ def has_bf16_products() -> bool:
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """The best FLOP/s of square matrix products seen within about `seconds`: what a step's speed is compared with."""
     size = 8192 if device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # the global one belongs to the training
+    left, right = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best, start = float("inf"), time.perf_counter()
     torch.mm(left, right)
     while time.perf_counter() - start < seconds or best == float("inf"):

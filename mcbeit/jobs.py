@@ -58,7 +58,8 @@ def cost_lines(config: Job) -> Iterator[str]:
     total_flops = sum(flops.values()) * config.optim.batch_size * total
     for name, speed in STATED_SPEEDS.items():
         hours = total_flops / speed / 3600
-        yield f"estimated hours: {f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'} on {name}"
+        text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.01 else "less than 0.01"
+        yield f"estimated hours: {text} on {name}"
 
 
 def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, float]]:

@@ -104,11 +104,12 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> dict[str, Any]:
         return summary
     parts = build(config, source)
     state = parts.state
+    corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
+    meter = Meter(parts.device, flops_per_image=parts.cost.total, peak=matmul_peak(parts.device, parts.precision.dtype))
+
     if steps := run.checkpoints.steps():
         state.restore(load_checkpoint(run.checkpoints.folder(steps[-1])))
     run.rewind(state.step)
-    corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
-    meter = Meter(parts.device, flops_per_image=parts.cost.total, peak=matmul_peak(parts.device, parts.precision.dtype))
 
     with Display("pretrain", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(describe(parts, source, per_epoch))

@@ -1,5 +1,6 @@
 """How good frozen features are: embed labelled images, then ask nearest neighbours and a linear classifier."""
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from mcbeit.data import DataConfig, auto_workers
 from mcbeit.device import Precision
 from mcbeit.errors import DataError, ImageError
 from mcbeit.preprocess import Preprocess
-from mcbeit.sources import ImageSource, SourceKind, open_source
+from mcbeit.sources import ImageSource, Labels, SourceKind, open_source
 from mcbeit.vit import VisionTransformer
 
 EVAL_BATCH = 250
@@ -61,25 +62,33 @@ def pick(source: ImageSource, limit: int | None, seed: int) -> Int[np.ndarray, "
     return np.sort(np.random.default_rng(seed).choice(len(source), size=limit, replace=False))
 
 
+def require_labels(source: ImageSource) -> Labels:
+    """The labels of a source. Raises DataError if it has none."""
+    if source.labels is None:
+        raise DataError(
+            f"a probe needs labels, but images such as '{source.name(0)}' have none; use eval.kind=imagefolder or list"
+        )
+    return source.labels
+
+
 def load_labelled(
     source: ImageSource, indices: Int[np.ndarray, " image"], preprocess: Preprocess, *, num_workers: int
 ) -> Labelled:
     """Decode and preprocess some images of a labelled source. Raises DataError if it has no labels."""
-    if source.labels is None:
-        raise DataError(
-            f"a probe needs labels, but the images around '{source.name(0)}' have none; use kind imagefolder"
-        )
+    labels = require_labels(source)
     dataset = _Pixels(source, indices, preprocess)
     batches, kept = [], []
-    for batch in DataLoader(dataset, batch_size=EVAL_BATCH, num_workers=num_workers, collate_fn=list):
+    for batch in DataLoader(
+        dataset, batch_size=EVAL_BATCH, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
+    ):
         kept += [image is not None for image in batch]
         batches.append(torch.stack([image for image in batch if image is not None]))
     keep = np.array(kept, dtype=bool)
-    return Labelled(batches, torch.from_numpy(source.labels[indices][keep]), int((~keep).sum()))
+    return Labelled(batches, torch.from_numpy(labels[indices][keep]), int((~keep).sum()))
 
 
 class OnlineProbe:
-    """Labelled images, decoded once, on which a backbone is judged again and again while it trains."""
+    """Labelled images on which a backbone is judged again and again while it trains; decoded at the first time."""
 
     def __init__(self, config: EvalConfig, data: DataConfig, preprocess: Preprocess, seed: int) -> None:
         """Raises DataError before any training if the labels are not there."""
@@ -94,10 +103,20 @@ class OnlineProbe:
             queries, cut = gallery, max(1, min(config.num_queries, len(chosen) // 5))
             order = np.random.default_rng(seed).permutation(chosen)
             asked, chosen = np.sort(order[:cut]), np.sort(order[cut:])
-        workers = auto_workers(data)
-        self.preprocess = preprocess
-        self.gallery = load_labelled(gallery, chosen, preprocess, num_workers=workers)
-        self.queries = load_labelled(queries, asked, preprocess, num_workers=workers)
+        for source in (gallery, queries):
+            require_labels(source)
+        self.preprocess, self._workers = preprocess, auto_workers(data)
+        self._gallery, self._queries = (gallery, chosen), (queries, asked)
+
+    @cached_property
+    def gallery(self) -> Labelled:
+        """What the neighbours are taken from."""
+        return load_labelled(*self._gallery, self.preprocess, num_workers=self._workers)
+
+    @cached_property
+    def queries(self) -> Labelled:
+        """The held-out images."""
+        return load_labelled(*self._queries, self.preprocess, num_workers=self._workers)
 
     def knn(self, backbone: VisionTransformer, precision: Precision) -> float:
         """Top-1 accuracy of the 20 nearest neighbours on standardised mean-pooled features."""
