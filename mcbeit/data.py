@@ -173,7 +173,6 @@ def make_loader(dataset: ViewDataset, keys: Iterable[list[Key]], *, num_workers:
         pin_memory=pin,
         generator=torch.Generator(),  # of the workers' seeds: the global one belongs to the training
         prefetch_factor=4 if num_workers else None,
-        generator=torch.Generator(),  # else torch's global generator moves on, and a resumed run with it
     )
 
 
