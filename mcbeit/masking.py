@@ -68,8 +68,8 @@ def inverse_block_mask(grid: Grid, count: int, config: MaskConfig, rng: np.rando
 
 
 def _aspect(config: MaskConfig, rng: np.random.Generator) -> float:
-    bound = math.log(config.min_aspect)
-    return math.exp(rng.uniform(bound, -bound))
+    bound = abs(math.log(config.min_aspect))
+    return math.exp(rng.uniform(-bound, bound))
 
 
 def _add_block(mask: Mask, remaining: int, config: MaskConfig, rng: np.random.Generator) -> bool:
