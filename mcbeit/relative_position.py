@@ -21,14 +21,15 @@ def num_table_rows(grid: tuple[int, int]) -> int:
 def growth_ratio(source_size: int, target_size: int) -> float:
     """The ratio q of the progression 1, q, q^2, ... whose `source_size // 2` terms sum to `target_size // 2`.
 
-    Sizes are those of the distance axis (2 * patches - 1). Found by bisection in [1.01, 1.5] to a width of 1e-6.
+    Sizes are those of the distance axis (2 * patches - 1). Found by bisection in [1.01, 1.5] to a width of 1e-6; as in
+    the official code, the last ratio tried counts, not the middle of what is left.
     """
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         middle = (low + high) / 2
         reach = (1 - middle ** (source_size // 2)) / (1 - middle)
         low, high = (low, middle) if reach > target_size // 2 else (middle, high)
-    return (low + high) / 2
+    return middle
 
 
 def source_coordinates(source_size: int, target_size: int) -> Float[np.ndarray, " source"]:
@@ -49,8 +50,9 @@ def cubic_matrix(
     if len(source) <= 4:  # one polynomial passes through all points
         return np.stack(
             [
-                np.prod([(target - other) / (point - other) for other in np.delete(source, i)], axis=0)
+                np.prod((target[:, None] - others) / (point - others), axis=1)
                 for i, point in enumerate(source)
+                for others in [np.delete(source, i)]
             ],
             axis=1,
         )
