@@ -119,10 +119,11 @@ class VisionTransformer(Beit):
         self.patch_embed.set_input_size(img_size=img_size)
         if self.pos_embed is not None and self.grid != old_grid:
             resized = resample_abs_pos_embed(self.pos_embed, new_size=self.grid, old_size=old_grid, num_prefix_tokens=1)
-            self.pos_embed = nn.Parameter(resized)
-        table = resize_table(self.rel_pos_bias.relative_position_bias_table, old_grid, self.grid)
+            self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+        old_table = self.rel_pos_bias.relative_position_bias_table
+        table = resize_table(old_table, old_grid, self.grid)
         self.rel_pos_bias = RelativePositionBias(self.grid, table.shape[1]).to(table.device)
-        self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table)
+        self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table, requires_grad=old_table.requires_grad)
 
 
 def initialise(model: VisionTransformer, config: ModelConfig) -> None:
