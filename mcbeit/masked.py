@@ -1,10 +1,10 @@
 """The masked image model: backbone, vocabulary head and objective in one module, so that one call gives the loss."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mcbeit.config import Config
@@ -19,11 +19,20 @@ class ObjectiveConfig(Config):
     targets: Literal["multi-choice", "hard"] = "multi-choice"  # hard: one code per patch, as in BEiT
     temperature: float | None = Field(None, gt=0)  # tau; None: calibrated, or else the tokenizer's own default
     target_perplexity: float | None = Field(None, gt=1)  # calibrate tau so that patches have this many choices
-    refine_weight: float = Field(0.2, ge=0, le=1, validation_alias=AliasChoices("refine_weight", "omega"))
+    refine_weight: float = Field(0.2, ge=0, le=1)  # omega of the official code, which is accepted as a name too
     similarity_temperature: float = Field(1.0, gt=0)  # tau_sim
     detach_similarity: bool = False  # stop the gradient that the official code lets through the affinity
     affinity: Literal["online", "ema"] = "online"  # features of the masked image, or a teacher's of the full image
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the teacher, per step
+
+    @model_validator(mode="before")
+    @classmethod
+    def _omega_is_the_refine_weight(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "omega" not in values:
+            return values
+        if "refine_weight" in values:
+            raise ValueError("objective.omega is another name of objective.refine_weight; set one of them only")
+        return {"refine_weight" if key == "omega" else key: value for key, value in values.items()}
 
     @model_validator(mode="after")
     def _one_temperature(self) -> "ObjectiveConfig":
@@ -98,7 +107,8 @@ def measure(
     for rows in row_chunks(codes):
         ids, logits = patch_ids[rows], codes.logits_of(rows)
         best = logits.argmax(dim=-1)
-        guess = model.lm_head(gather_patches(prediction.features[rows], ids)).argmax(dim=-1)
+        features = gather_patches(prediction.features[rows], ids).to(model.lm_head.weight.dtype)
+        guess = model.lm_head(features).argmax(dim=-1)
         hits += (guess == best.gather(1, ids)).sum()
         probabilities = codes.probabilities(rows)
         mixing = prediction.mixing
