@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision import transforms
 
 from mcbeit.augment import CropConfig, View, draw_box, two_views
-from mcbeit.data import read_image
+from mcbeit.preprocess import decode
 
 VIEWS = (View(224, "bicubic"), View(112, "lanczos"))
 CROP = CropConfig()
@@ -45,7 +45,7 @@ def made_jpegs(count: int) -> list[bytes]:
 
 def ours(data: bytes, seed: int) -> None:
     """The training pipeline of this project."""
-    two_views(read_image(data), CROP, VIEWS, np.random.default_rng(seed))
+    two_views(decode(data), CROP, VIEWS, np.random.default_rng(seed))
 
 
 def plain(data: bytes, seed: int) -> None:

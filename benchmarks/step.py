@@ -20,7 +20,7 @@ from mcbeit.jobs import load_job
 from mcbeit.masked import MaskedImageModel
 from mcbeit.masking import num_masked
 from mcbeit.optim import make_optimizer
-from mcbeit.pretrain import Pretraining, PretrainConfig, estimate_cost, train_step
+from mcbeit.pretrain import PretrainConfig, Pretraining, estimate_cost, train_step
 from mcbeit.state import TrainingState
 from mcbeit.vit import VisionTransformer
 from mcbeit.vqgan import GumbelVQGAN

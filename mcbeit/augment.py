@@ -1,6 +1,6 @@
-"""Training views on torchvision's uint8 path: one random crop, rendered once per view.
+"""Training views on torch's uint8 resizing: one random crop, rendered once per view.
 
-The eval, export and service side uses PIL (`preprocess.py`); `tests/test_augment.py` states how far the two differ.
+The eval, export and service side resizes with PIL (`preprocess.py`); `tests/test_augment.py` states how far both differ.
 Every random choice is drawn from the generator that is passed in.
 """
 
@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import UInt8
+from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from mcbeit.config import Config
 from mcbeit.preprocess import Interpolation
@@ -68,25 +69,28 @@ def draw_box(height: int, width: int, config: CropConfig, rng: np.random.Generat
 
 
 def two_views(
-    image: UInt8[Tensor, "3 height width"], config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
+    image: Image.Image, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
 ) -> list[UInt8[Tensor, "3 size size"]]:
-    """Draw one crop, flip and colour change, and render each view of it (any number of views, usually two)."""
+    """Draw one crop, flip and colour change of an RGB image, and render each view of it (any number, usually two)."""
     if config.color_jitter:
         image = _jitter(image, config.color_jitter, rng)
-    box = draw_box(image.shape[1], image.shape[2], config, rng)
+    box = draw_box(image.height, image.width, config, rng)
     flip = rng.random() < config.flip
-    crop = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    cropped = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    # channels last in memory, which is the fast path of resizing
+    crop = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)[None]
     return [_render(crop, view, flip) for view in views]
 
 
 def _render(crop: Tensor, view: View, flip: bool) -> Tensor:
-    rendered = F.resize(crop, [view.size, view.size], interpolation=InterpolationMode(view.interpolation))
+    antialias = view.interpolation != "nearest"
+    rendered = F.interpolate(crop, size=(view.size, view.size), mode=view.interpolation, antialias=antialias)[0]
     # flipped last: the same picture as flipping first, on far fewer pixels
     return rendered.flip(-1) if flip else rendered
 
 
-def _jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
+def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    changes = [adjust_brightness, adjust_contrast, adjust_saturation]
     for index in rng.permutation(len(changes)):
         image = changes[index](image, rng.uniform(1 - strength, 1 + strength))
     return image

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -106,11 +107,6 @@ def batch_keys(num_images: int, batch_size: int, seed: int, steps: range) -> Ite
         yield [Key(epoch, int(index)) for index in order[start : start + batch_size]]
 
 
-def read_image(data: bytes) -> UInt8[Tensor, "3 height width"]:
-    """Decode as everywhere else, for torch; channels last in memory, which is the fast path of resizing."""
-    return torch.from_numpy(np.array(decode(data))).permute(2, 0, 1)
-
-
 class ViewDataset(Dataset[Sample]):
     """A source seen through random crops; indexed by Key. An unreadable image is replaced by another, and reported."""
 
@@ -139,11 +135,11 @@ class ViewDataset(Dataset[Sample]):
         stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
         return Sample(index, views, torch.from_numpy(stacked), corrupt)
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Tensor, list[Corrupt]]:
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image, list[Corrupt]]:
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
-                return index, read_image(self.source.read(index)), corrupt
+                return index, decode(self.source.read(index)), corrupt
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
