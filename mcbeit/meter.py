@@ -76,7 +76,7 @@ def is_due(every_epochs: float | None, steps_per_epoch: int, step: int, total: i
     return step % max(1, round(every_epochs * steps_per_epoch)) == 0 or step == total
 
 
-def target_warnings(record: Mapping[str, float], vocab_size: int, *, hard: bool) -> list[str]:
+def target_warnings(record: Mapping[str, float | int], vocab_size: int, *, hard: bool) -> list[str]:
     """What a log line says of targets that teach nothing, which the loss alone would hide."""
     limit, found = math.log(vocab_size), []
     if record["loss"] > limit - STUCK_MARGIN and record["step"] > 0:
@@ -90,7 +90,7 @@ def target_warnings(record: Mapping[str, float], vocab_size: int, *, hard: bool)
     return found
 
 
-def status_line(record: Mapping[str, float]) -> str:
+def status_line(record: Mapping[str, float | int]) -> str:
     """The few numbers that a person follows."""
     parts = [f"loss {record['loss']:.3f}"]
     for key, text in (("loss_above_entropy", "above entropy {:.3f}"), ("masked_accuracy", "accuracy {:.3f}")):

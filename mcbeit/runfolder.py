@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.corrupt_file = path / "corrupt.txt"
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Mapping[str, Any]) -> None:
         """Add one line of measurements."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(dict(record)) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All measurements so far."""
@@ -85,7 +85,7 @@ class MetricLog:
         if self._board is not None:
             self._board.close()
 
-    def write(self, record: dict[str, float]) -> None:
+    def write(self, record: Mapping[str, float | int]) -> None:
         """Add one line of measurements; `step` is the step that it belongs to."""
         self.run.append(record)
         if self._board is not None:
@@ -147,10 +147,13 @@ def environment(seed: int) -> dict[str, Any]:
 
 def _git_state() -> dict[str, Any] | None:
     """Commit and cleanliness of the checkout that the code runs from; None if it is installed from a package."""
-    root = Path(mcbeit.__file__).parent
-    commands = (["git", "-C", str(root), "rev-parse", "HEAD"], ["git", "-C", str(root), "status", "--porcelain"])
+    code = Path(mcbeit.__file__)
+    arguments = (["ls-files", "--error-unmatch", code.name], ["rev-parse", "HEAD"], ["status", "--porcelain"])
     try:
-        commit, changes = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
+        _, commit, changes = (
+            subprocess.run(["git", "-C", str(code.parent), *words], capture_output=True, text=True, check=True).stdout
+            for words in arguments  # the first fails if the repository around the code is somebody else's
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return {"commit": commit.strip(), "dirty": bool(changes.strip())}
