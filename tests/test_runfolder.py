@@ -1,0 +1,247 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mcbeit
+from mcbeit import runfolder
+from mcbeit.checkpoint import Checkpoint, CheckpointConfig
+from mcbeit.config import Config, override, validate
+from mcbeit.errors import RunError
+from mcbeit.runfolder import LogConfig, MetricLog, RunFolder, environment, open_run, read_records, read_summary
+
+
+class DataPart(Config):
+    source: str | None = None
+    num_workers: int = 0
+    max_corrupt_fraction: float = 0.01
+
+
+class RunConfig(Config):
+    """Sections named like those of the real jobs."""
+
+    run: str = "runs/x"
+    seed: int = 0
+    data: DataPart = DataPart()
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    scale: tuple[float, float] = (0.08, 1.0)
+
+
+def config(*assignments: str) -> RunConfig:
+    return validate(RunConfig, override({}, assignments))
+
+
+def start(path: Path, *assignments: str, resume: bool = False) -> RunFolder:
+    return open_run(config(*assignments), path, resume=resume, keep=2, seed=3)
+
+
+def refusal(path: Path, *assignments: str, resume: bool = False) -> str:
+    with pytest.raises(RunError) as error:
+        start(path, *assignments, resume=resume)
+    return str(error.value)
+
+
+# open_run
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_open_run__writes_config_and_environment_first(resume: bool, tmp_path) -> None:
+    run = start(tmp_path / "runs" / "x", "data.source=~/Köln", resume=resume)
+    assert run.path == tmp_path / "runs" / "x"
+    assert {file.name for file in run.path.iterdir()} == {"config.yaml", "env.json"}
+    written = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
+    assert validate(RunConfig, written) == config("data.source=~/Köln")
+    assert json.loads((run.path / "env.json").read_text())["seed"] == 3
+    assert run.records() == []
+    assert run.summary() is None
+    assert run.checkpoints.steps() == []
+
+
+def test_open_run__takes_an_empty_folder(tmp_path) -> None:
+    start(tmp_path)
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_open_run__resumes_only_when_told(tmp_path) -> None:
+    start(tmp_path).append({"step": 0, "loss": 7.0})
+    before = (tmp_path / "env.json").read_text()
+    assert refusal(tmp_path) == (
+        f"the run '{tmp_path}' exists already; go on with --resume, or choose another with run=FOLDER"
+    )
+    assert start(tmp_path, resume=True).records() == [{"step": 0, "loss": 7.0}]
+    assert (tmp_path / "env.json").read_text() == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_open_run__keeps_off_what_is_not_a_run(resume: bool, tmp_path) -> None:
+    (tmp_path / "thesis.tex").write_text("...")
+    wanted = "choose another with run=FOLDER"
+    assert refusal(tmp_path, resume=resume) == f"the folder '{tmp_path}' is not empty and is not a run; {wanted}"
+    file = tmp_path / "thesis.tex"
+    assert refusal(file, resume=resume) == f"the run folder '{file}' is a file; {wanted}"
+    below = file / "runs" / "x"
+    assert refusal(below, resume=resume) == f"the run folder '{below}' cannot be written: Not a directory"
+    assert {found.name for found in tmp_path.iterdir()} == {"thesis.tex"}
+
+
+def test_open_run__names_each_changed_key_with_both_values(tmp_path) -> None:
+    start(tmp_path, "data.source=a")
+    assert refusal(tmp_path, "seed=1", "data.source=b", "scale=[0.2,1]", "log.every_steps=9", resume=True) == (
+        f"the run '{tmp_path}' cannot be resumed with another config:\n"
+        "  data.source: 'a' in the run, 'b' now\n"
+        "  scale: [0.08, 1.0] in the run, [0.2, 1.0] now\n"
+        "  seed: 0 in the run, 1 now"
+    )
+
+
+def test_open_run__a_key_of_another_version_is_a_change(tmp_path) -> None:
+    start(tmp_path)
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("momentum: 0.9\n")
+    assert refusal(tmp_path, resume=True).endswith("config:\n  momentum: 0.9 in the run, None now")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "run=runs/moved",
+        "log.every_steps=1",
+        "log.tensorboard=false",
+        "checkpoint.keep=5",
+        "data.num_workers=8",
+        "data.max_corrupt_fraction=1",
+    ],
+)
+def test_open_run__what_does_not_change_the_training_may_change(assignment: str, tmp_path) -> None:
+    start(tmp_path)
+    assert start(tmp_path, assignment, resume=True).path == tmp_path
+
+
+# measurements
+
+
+def test_records__a_line_that_a_crash_cut_off_is_passed_over(tmp_path) -> None:
+    run = start(tmp_path)
+    run.append({"step": 0, "loss": 7.5})
+    run.append({"step": 50, "loss": float("nan")})
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 100, "lo')
+    first, second = run.records()
+    assert first == {"step": 0, "loss": 7.5}
+    assert second["loss"] != second["loss"]
+    assert [record["step"] for record in read_records(tmp_path)] == [0, 50]
+    assert list(read_records(tmp_path / "missing")) == []
+
+
+def test_rewind__forgets_what_will_be_measured_again(tmp_path) -> None:
+    run = start(tmp_path)
+    for step in (0, 50, 100, 150):
+        run.append({"step": step})
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 17')
+    run.rewind(100)
+    assert run.metrics_file.read_text() == '{"step": 0}\n{"step": 50}\n'
+    run.append({"step": 100})
+    assert [record["step"] for record in run.records()] == [0, 50, 100]
+    run.rewind(0)
+    assert run.records() == []
+
+
+def test_rewind__a_new_run_has_its_file_from_the_start(tmp_path) -> None:
+    run = start(tmp_path)
+    run.rewind(0)
+    assert run.metrics_file.read_text() == ""
+
+
+def test_finish__sums_up_the_run(tmp_path) -> None:
+    run = start(tmp_path)
+    run.append({"step": 0, "loss": 7.0, "knn_top1": 0.3})
+    run.append({"step": 9, "loss": 5.0, "temperature": 1.0})
+    run.checkpoints.save(Checkpoint(10, {"model": {"weight": torch.zeros(1)}}, {}))
+    run.checkpoints.mark_best(10, "knn_top1", 0.3)
+    summary = run.finish({"temperature": 0.1})
+    assert summary == {
+        "step": 9,
+        "loss": 5.0,
+        "knn_top1": 0.3,
+        "temperature": 0.1,
+        "best": {"step": 10, "metric": "knn_top1", "value": 0.3},
+    }
+    assert start(tmp_path, resume=True).summary() == read_summary(tmp_path) == summary
+
+
+def test_metric_log__writes_lines_and_tensorboard(tmp_path) -> None:
+    run = start(tmp_path)
+    with MetricLog(run, LogConfig()) as log:
+        log.write({"step": 0, "loss": 7.0, "lr": 0.0})
+        log.write({"step": 50, "loss": 6.5})
+        assert len(run.records()) == 2  # at once, not when the run ends
+    assert run.records() == [{"step": 0, "loss": 7.0, "lr": 0.0}, {"step": 50, "loss": 6.5}]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Tags()["scalars"] == ["loss", "lr"]
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(0, 7.0), (50, 6.5)]
+    assert [(event.step, event.value) for event in board.Scalars("lr")] == [(0, 0.0)]
+
+
+def test_metric_log__tensorboard_may_be_left_out(tmp_path) -> None:
+    run = start(tmp_path)
+    with MetricLog(run, LogConfig(tensorboard=False)) as log:
+        log.write({"step": 0, "loss": 7.0})
+    assert run.records() == [{"step": 0, "loss": 7.0}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+# environment
+
+
+def test_environment__tells_what_a_repetition_needs(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mcbeit", "train", "emoji"])
+    found: dict[str, Any] = environment(seed=5)
+    assert found["mcbeit"] == mcbeit.__version__
+    assert found["command"] == ["mcbeit", "train", "emoji"]
+    assert found["seed"] == 5
+    assert torch.__version__.startswith(found["versions"]["torch"])
+    assert set(found["versions"]) == {"torch", "torchvision", "timm", "numpy", "pillow", "safetensors"}
+    assert json.loads(json.dumps(found)) == found
+
+
+def git(folder: Path, *arguments: str) -> str:
+    names = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *names, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A repository with the package in it, which is where the code claims to run from."""
+    (tmp_path / "mcbeit").mkdir()
+    (tmp_path / "mcbeit" / "__init__.py").write_text("")
+    git(tmp_path, "init", "-q")
+    monkeypatch.setattr(runfolder.mcbeit, "__file__", str(tmp_path / "mcbeit" / "__init__.py"))
+    return tmp_path
+
+
+def test_environment__names_the_commit_of_a_checkout(checkout) -> None:
+    git(checkout, "add", "mcbeit")
+    git(checkout, "commit", "-qm", "x")
+    assert environment(0)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
+    (checkout / "mcbeit" / "__init__.py").write_text("changed = True")
+    assert environment(0)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
+
+
+def test_environment__an_installed_package_is_not_of_the_repository_around_it(checkout) -> None:
+    """As with a virtual environment inside somebody's project."""
+    git(checkout, "commit", "-qm", "x", "--allow-empty")
+    assert environment(0)["git"] is None
+
+
+def test_environment__without_git_there_is_no_commit(checkout, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert environment(0)["git"] is None
