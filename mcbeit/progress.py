@@ -13,9 +13,9 @@ PLAIN_SECONDS = 5.0  # at most one plain line in this time
 class Display:
     """A named job of `total` steps. Use it as a context manager; `advance` on every step, `note` for a message."""
 
-    def __init__(self, title: str, total: int, *, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, *, done: int = 0, console: Console | None = None) -> None:
         self.title, self.total, self.done = title, total, done
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = console or Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._last_line = float("-inf")
         self._warned: set[str] = set()
@@ -28,7 +28,7 @@ class Display:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}", markup=False),
                 console=self._console,
             )
             self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, status="")
