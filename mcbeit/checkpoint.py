@@ -132,10 +132,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: TensorGroup) -> None:
     """Undo `optimizer_tensors` on an optimiser over the same parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, field = name.partition(".")
-        state.setdefault(int(index), {})[field] = value
+        like = parameters[int(index)]
+        # fused optimisers walk through memory: the state must lie in the memory format of its parameter
+        placed = value if value.shape != like.shape else torch.empty_like(like, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[field] = placed
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
