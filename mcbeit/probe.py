@@ -74,7 +74,7 @@ def require_labels(source: ImageSource) -> Labels:
 def load_labelled(
     source: ImageSource, indices: Int[np.ndarray, " image"], preprocess: Preprocess, *, num_workers: int
 ) -> Labelled:
-    """Decode and preprocess some images of a labelled source. Raises DataError if it has no labels."""
+    """Decode and preprocess some images of a labelled source. Raises DataError without labels or readable images."""
     labels = require_labels(source)
     dataset = _Pixels(source, indices, preprocess)
     batches, kept = [], []
@@ -82,7 +82,10 @@ def load_labelled(
         dataset, batch_size=EVAL_BATCH, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
     ):
         kept += [image is not None for image in batch]
-        batches.append(torch.stack([image for image in batch if image is not None]))
+        if readable := [image for image in batch if image is not None]:
+            batches.append(torch.stack(readable))
+    if not batches:
+        raise DataError(f"none of the {len(indices)} images for a probe, such as '{source.name(0)}', can be read")
     keep = np.array(kept, dtype=bool)
     return Labelled(batches, torch.from_numpy(labels[indices][keep]), int((~keep).sum()))
 
@@ -99,6 +102,8 @@ class OnlineProbe:
             asked = pick(queries, config.num_queries, seed)
             if list(queries.classes) != list(gallery.classes):
                 raise DataError(f"eval.queries='{config.queries}' has other classes than the gallery")
+        elif len(chosen) < 2:
+            raise DataError(f"a probe needs at least 2 images, but '{gallery.name(0)}' is the only one in its gallery")
         else:
             queries, cut = gallery, max(1, min(config.num_queries, len(chosen) // 5))
             order = np.random.default_rng(seed).permutation(chosen)
