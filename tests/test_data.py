@@ -21,12 +21,10 @@ from mcbeit.data import (
     collate,
     epoch_order,
     make_loader,
-    read_image,
     sample_generator,
 )
 from mcbeit.errors import ConfigError, DataError
 from mcbeit.masking import MaskConfig
-from mcbeit.preprocess import decode
 from mcbeit.sources import open_source
 
 NUM_PHOTOS = 14
@@ -200,13 +198,6 @@ def test_batch__to_a_device(photos) -> None:
 
 
 # good and bad files
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_read_image__gives_the_pixels_of_decode(name: str) -> None:
-    image = read_image(GOOD[name])
-    assert image.is_contiguous() is False  # channels last in memory
-    assert (image.permute(1, 2, 0).numpy() == np.asarray(decode(GOOD[name]))).all()
 
 
 def test_dataset__reads_every_kind_of_file(tmp_path) -> None:
