@@ -1,6 +1,6 @@
 """Training views on torch's uint8 resizing: one random crop, rendered once per view.
 
-The eval, export and service side resizes with PIL (`preprocess.py`); `tests/test_augment.py` states how far both differ.
+Evaluation, export and service resize with PIL (`preprocess.py`); `tests/test_augment.py` states how far they differ.
 Every random choice is drawn from the generator that is passed in.
 """
 
@@ -83,8 +83,9 @@ def two_views(
 
 
 def _render(crop: Tensor, view: View, flip: bool) -> Tensor:
-    antialias = view.interpolation != "nearest"
-    rendered = F.interpolate(crop, size=(view.size, view.size), mode=view.interpolation, antialias=antialias)[0]
+    is_nearest = view.interpolation == "nearest"
+    mode = "nearest-exact" if is_nearest else view.interpolation  # torch's "nearest" shifts by half a pixel
+    rendered = F.interpolate(crop, size=(view.size, view.size), mode=mode, antialias=not is_nearest)[0]
     # flipped last: the same picture as flipping first, on far fewer pixels
     return rendered.flip(-1) if flip else rendered
 
