@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -174,10 +175,10 @@ def make_file(folder: Path) -> None:
     folder.write_text("no folder")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [break_file, remove_file, remove_manifest, break_manifest, empty_manifest, leave_partial, make_file],
-)
+DAMAGES = [break_file, remove_file, remove_manifest, break_manifest, empty_manifest, leave_partial, make_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_steps__an_incomplete_checkpoint_does_not_count(damage: Any, tmp_path) -> None:
     folder = CheckpointFolder(tmp_path, keep=2)
     for step in (10, 20, 30):
@@ -259,6 +260,25 @@ def test_load_optimizer_tensors__training_goes_on_as_if_nothing_had_happened(fus
     assert torch.equal(again.weight, model.weight)
     assert torch.equal(again.bias, model.bias)
     assert [group["weight_decay"] for group in optimizer_again.param_groups] == [0.1, 0.0]
+
+
+def test_load_optimizer_tensors__the_state_lies_in_memory_as_its_parameter_does(tmp_path) -> None:
+    def step(model: nn.Conv2d, optimizer: torch.optim.AdamW) -> None:
+        model.weight.grad = model.weight.detach() ** 2
+        optimizer.step()
+
+    torch.manual_seed(0)
+    model = nn.Conv2d(4, 8, 3, bias=False).to(memory_format=torch.channels_last)
+    again = copy.deepcopy(model)
+    optimizer, optimizer_again = (torch.optim.AdamW(m.parameters(), fused=True) for m in (model, again))
+    step(model, optimizer)
+    state = {"model": model.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+    saved = load_checkpoint(CheckpointFolder(tmp_path).save(Checkpoint(1, state, {})))
+    again.load_state_dict(saved.tensors["model"])
+    load_optimizer_tensors(optimizer_again, saved.tensors["optimizer"])
+    step(model, optimizer)
+    step(again, optimizer_again)
+    assert torch.equal(again.weight, model.weight)
 
 
 def test_optimizer_tensors__before_the_first_step_there_are_none(tmp_path) -> None:
