@@ -13,6 +13,7 @@ from torch import Tensor
 from mcbeit.device import peak_memory
 
 STUCK_MARGIN = 0.02  # nats below log V at which a loss has learned nothing
+STUCK_STEPS = 100  # before which that says nothing
 
 
 class StepResult(NamedTuple):
@@ -79,7 +80,7 @@ def is_due(every_epochs: float | None, steps_per_epoch: int, step: int, total: i
 def target_warnings(record: Mapping[str, float | int], vocab_size: int, *, hard: bool) -> list[str]:
     """What a log line says of targets that teach nothing, which the loss alone would hide."""
     limit, found = math.log(vocab_size), []
-    if record["loss"] > limit - STUCK_MARGIN and record["step"] > 0:
+    if record["loss"] > limit - STUCK_MARGIN and record["step"] >= STUCK_STEPS:
         found.append(f"the loss {record['loss']:.3f} is still that of a uniform guess (log V = {limit:.3f})")
     if not hard and record["target_entropy"] > limit - STUCK_MARGIN:
         found.append(f"the targets are uniform (entropy {record['target_entropy']:.3f}); lower the temperature")

@@ -37,7 +37,7 @@ from mcbeit.sources import ImageSource, open_source
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, low_precision
-from mcbeit.tokenizer_training import get_tokenizer
+from mcbeit.tokenizer_training import check_tokenizer, get_tokenizer
 from mcbeit.vit import ModelConfig, VisionTransformer
 
 
@@ -99,6 +99,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> dict[str, Any]:
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     total = config.optim.total_steps(per_epoch)
     probe = OnlineProbe(config.eval, config.data, config.preprocess, config.seed) if config.eval.every_epochs else None
+    check_tokenizer(config.tokenizer, config.data, config.grid)
     run = open_run(config, Path(config.run), resume=resume, keep=config.checkpoint.keep, seed=config.seed)
     if (summary := run.summary()) is not None:
         return summary

@@ -38,17 +38,26 @@ class TokenizerChoice(Config):
 
 def load_tokenizer(choice: TokenizerChoice) -> Tokenizer:
     """The tokenizer, frozen. Raises RunError if there are no weights at its path."""
+    path = require_path(choice)
+    if choice.kind == "dvae":
+        return load_dvae(Path(path)).frozen()
+    tokenizer = GumbelVQGAN(choice.vqgan)
+    if path != "random":
+        _load_vqgan(tokenizer, Path(path))
+    return tokenizer.frozen()
+
+
+def require_path(choice: TokenizerChoice) -> str:
+    """Where the weights are. Raises RunError if they are not there."""
     if choice.path is None:
         raise RunError(
             f"tokenizer.path is not set: name the weights of a {choice.kind} tokenizer, or train one of your own with "
             "tokenizer.kind=dvae tokenizer.preset=photo-tokenizer"
         )
-    if choice.kind == "dvae":
-        return load_dvae(Path(choice.path)).frozen()
-    tokenizer = GumbelVQGAN(choice.vqgan)
-    if choice.path != "random":
-        _load_vqgan(tokenizer, Path(choice.path))
-    return tokenizer.frozen()
+    if choice.path != "random" and not Path(choice.path).exists():
+        hint = f"; train one: mcbeit train demo-tokenizer run={choice.path}" if choice.kind == "dvae" else ""
+        raise RunError(f"there is no trained tokenizer at '{choice.path}'{hint}")
+    return choice.path
 
 
 def load_dvae(run: Path) -> DiscreteVAE:
@@ -59,7 +68,7 @@ def load_dvae(run: Path) -> DiscreteVAE:
         raise RunError(f"there is no trained tokenizer at '{run}'; train one: mcbeit train demo-tokenizer run={run}")
     checkpoint = load_checkpoint(folder.folder(steps[-1]))
     tokenizer = DiscreteVAE(validate(DiscreteVAEConfig, checkpoint.numbers["tokenizer"], origin=str(run)))
-    tokenizer.load_state_dict(checkpoint.tensors["model"])
+    tokenizer.load_state_dict(checkpoint.tensors["model"], assign=True)  # also where a plan was made on meta
     tokenizer.default_temperature = checkpoint.numbers.get("temperature", tokenizer.default_temperature)
     return tokenizer
 

@@ -31,7 +31,7 @@ from mcbeit.sources import open_source
 from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
-from mcbeit.tokenizer_choice import TokenizerChoice, calibrate_temperature, load_tokenizer
+from mcbeit.tokenizer_choice import TokenizerChoice, calibrate_temperature, load_tokenizer, require_path
 from mcbeit.vqgan import GumbelVQGAN
 
 DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
@@ -93,6 +93,14 @@ def preset_for(choice: TokenizerChoice, data: DataConfig) -> TokenizerConfig:
         values["run"] = choice.path
     values["data"] = {**values.get("data", {}), "source": data.source, "kind": data.kind}
     return validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+
+
+def check_tokenizer(choice: TokenizerChoice, data: DataConfig, grid: tuple[int, int]) -> None:
+    """Raise ConfigError or RunError now if `get_tokenizer` would later."""
+    if choice.kind == "vqgan":
+        require_path(choice)
+    with torch.device("meta"):
+        _check_grid(planned_tokenizer(choice, data), grid)
 
 
 def planned_tokenizer(choice: TokenizerChoice, data: DataConfig) -> Tokenizer:

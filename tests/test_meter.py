@@ -110,7 +110,7 @@ def test_is_due__every_so_many_epochs_and_at_the_end(every_epochs: float | None,
 # target_warnings
 
 
-GOOD = {"step": 50, "loss": 6.0, "target_entropy": 2.0, "code_perplexity": 900.0}
+GOOD = {"step": 500, "loss": 6.0, "target_entropy": 2.0, "code_perplexity": 900.0}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ GOOD = {"step": 50, "loss": 6.0, "target_entropy": 2.0, "code_perplexity": 900.0
         ({"loss": LIMIT - 0.03}, None),
         ({"loss": LIMIT - 0.01}, "the loss 9.001 is still that of a uniform guess (log V = 9.011)"),
         ({"loss": 20.0}, "the loss 20.000 is still that of a uniform guess (log V = 9.011)"),
-        ({"loss": LIMIT, "step": 0}, None),  # as it should be at the start
+        ({"loss": LIMIT, "step": 99}, None),  # as it should be at the start
         ({"target_entropy": LIMIT - 0.01}, "the targets are uniform (entropy 9.001); lower the temperature"),
         ({"target_entropy": 0.02}, None),
         (
@@ -141,7 +141,7 @@ def test_target_warnings__hard_targets_are_meant_to_have_no_entropy() -> None:
 
 
 def test_target_warnings__all_at_once() -> None:
-    record = {"step": 1, "loss": 9.5, "target_entropy": LIMIT, "code_perplexity": 1.0}
+    record = {"step": 500, "loss": 9.5, "target_entropy": LIMIT, "code_perplexity": 1.0}
     assert len(target_warnings(record, V, hard=False)) == 3
 
 

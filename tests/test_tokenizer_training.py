@@ -104,8 +104,11 @@ def test_load_tokenizer__says_what_is_missing(tmp_path: Path) -> None:
         load_tokenizer(TokenizerChoice())
     with pytest.raises(RunError, match="there is no trained tokenizer at"):
         load_tokenizer(TokenizerChoice(kind="dvae", path=str(tmp_path)))
-    with pytest.raises(RunError, match="cannot be read as safetensors"):
+    with pytest.raises(RunError, match="there is no trained tokenizer at"):
         load_tokenizer(TokenizerChoice(path=str(tmp_path / "none.safetensors")))
+    (tmp_path / "bad.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RunError, match="cannot be read as safetensors"):
+        load_tokenizer(TokenizerChoice(path=str(tmp_path / "bad.safetensors")))
 
 
 def test_imbalance__is_zero_for_even_use_and_log_v_for_one_code() -> None:

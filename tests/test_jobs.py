@@ -1,0 +1,108 @@
+"""Every preset loads, tells its cost and takes a step at reduced size; `mcbeit train` from the command line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from tiny import tokenizer_config, write_shapes
+
+from mcbeit.cli.main import cli
+from mcbeit.config import PRESETS, dump, preset_names
+from mcbeit.errors import ConfigError
+from mcbeit.jobs import cost_lines, describe_job, load_job, run_job
+from mcbeit.pretrain import PretrainConfig
+from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
+
+NO_SOURCE = "data.source=null"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"))
+
+
+def reduced(name: str, source: Path, folder: Path) -> list[str]:
+    """Overrides that make one step of a preset cheap and leave its options as they are."""
+    common = [f"data.source={source}", "data.num_workers=0", f"run={folder / 'run'}", "optim.steps=1"]
+    common += ["optim.batch_size=8", "log.tensorboard=false"]
+    if isinstance(load_job(name, [NO_SOURCE]), TokenizerConfig):
+        return [*common, "image_size=16", "model.stride=4", "model.vocab_size=16", "model.dim=16"]
+    sizes = ["model.dim=32", "model.depth=2", "model.num_heads=2", "model.patch_size=4", "preprocess.image_size=16"]
+    judge = ["eval.gallery=null", "eval.queries=null"]
+    if load_job(name, [NO_SOURCE]).tokenizer.kind == "vqgan":
+        # codes of random weights are nearly alike: at the preset's temperature their targets would be refused
+        sharp = [] if name == "beit-base" else ["objective.temperature=1e-3"]
+        small = "{vocab_size: 64, embed_dim: 32, dim: 32, multipliers: [1, 1, 1], num_blocks: 1}"
+        return [*common, *sizes, *judge, "tokenizer.path=random", f"tokenizer.vqgan={small}", *sharp]
+    tokenizer = folder / "tokenizer"
+    optim = {"steps": 20, "batch_size": 8, "lr": 1e-2, "weight_decay": 0}
+    train_tokenizer(tokenizer_config(source, tokenizer, optim=optim))
+    return [*common, *sizes, *judge, f"tokenizer.path={tokenizer}", "objective.target_perplexity=1.5"]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset__takes_a_step_at_reduced_size(name: str, source: Path, tmp_path: Path) -> None:
+    assert run_job(load_job(name, reduced(name, source, tmp_path)))["step"] == 0
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset__tells_its_cost_and_can_be_read_back(name: str, tmp_path: Path) -> None:
+    text = describe_job(load_job(name, [NO_SOURCE]))
+    assert "# parameters: " in text
+    assert "# FLOPs per image: " in text
+    assert "ImageNet-1K: 1,281,167" in text
+    assert text.count("# estimated hours: ") == 4
+    (tmp_path / "again.yaml").write_text(text)
+    assert load_job(str(tmp_path / "again.yaml")) == load_job(name, [NO_SOURCE])
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset__has_a_header_with_hardware_number_and_command(name: str) -> None:
+    text = (PRESETS / f"{name}.yaml").read_text()
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert "Hardware: " in header
+    assert "Expected: " in header or "Published: " in header or "Expected number: " in header
+    assert f"mcbeit train {name}" in header
+    assert yaml.safe_load(text)["run"] == f"runs/{name}"
+
+
+def test_preset_mcbeit_base__costs_what_the_recipe_costs() -> None:
+    lines = "\n".join(cost_lines(load_job("mcbeit-base")))
+    assert "backbone 85.67 M, head 6.30 M" in lines
+    assert "backbone 105.1 G, head 5.549 G, tokenizer 33.03 G" in lines
+    assert "steps: 500,000 of 2048 images; 625 per epoch" in lines
+
+
+def test_load_job__knows_two_jobs(tmp_path: Path) -> None:
+    assert isinstance(load_job("demo"), PretrainConfig)
+    assert isinstance(load_job("demo-tokenizer"), TokenizerConfig)
+    with pytest.raises(ConfigError, match="job must be pretrain or tokenizer, found 'serve'"):
+        load_job("demo", ["job=serve"])
+
+
+def test_train__runs_from_images_to_a_backbone_in_one_command(source: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "tokenizer.yaml"
+    optim = {"steps": 20, "batch_size": 8, "lr": 1e-2, "weight_decay": 0}
+    preset.write_text(dump(tokenizer_config(source, tmp_path / "unused", optim=optim)))
+    overrides = ["model.dim=32", "model.depth=2", "model.num_heads=2", "model.patch_size=4", "preprocess.image_size=16"]
+    overrides += ["optim.steps=2", "optim.batch_size=8", "data.num_workers=0", f"data.source={source}"]
+    overrides += [f"run={tmp_path / 'run'}", f"tokenizer.preset={preset}", "objective.target_perplexity=1.5"]
+    result = CliRunner().invoke(cli, ["train", "mcbeit-tiny", *overrides])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'run'}: complete after 2 steps, loss {float(result.stdout.split()[-1]):.4f}\n"
+    assert (tmp_path / "run" / "tokenizer" / "summary.json").exists()
+
+
+def test_train__prints_the_config_and_starts_nothing(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["train", "demo", f"run={tmp_path / 'run'}", NO_SOURCE, "--print-config"])
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout)["run"] == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_train__explains_every_mistake_at_once() -> None:
+    result = CliRunner().invoke(cli, ["train", "demo", "optim.wieght_decay=1", "mask.ratio=2"])
+    assert result.exit_code == 2
+    assert "unknown key 'optim.wieght_decay'; did you mean 'optim.weight_decay'?" in result.stderr
+    assert "mask.ratio" in result.stderr
