@@ -3,7 +3,7 @@
 With A = omega W + (1 - omega) I, whose rows sum to 1, and o_i the predicted logits of a masked patch i,
 
     L_i = logsumexp(o_i) - sum_j A_ij G_ij,    G_ij = <o_i, p_j>,
-    dL_i/do_i = softmax(o_i) - sum_j A_ij p_j,    dL_i/dA_ij = - G_ij.
+    dL_i/do_i = softmax(o_i) - sum_j A_ij p_j,    dL_i/dA_ij = logsumexp(o_i) - G_ij.
 
 Only masked rows meet the vocabulary, and everything of vocabulary size lives in one chunk of images at a time, whose
 gradient is made in the same pass; the dense form keeps many tensors [batch, patch, vocabulary] alive for the backward.
@@ -37,9 +37,13 @@ class Codes(NamedTuple):
             return self.logits[rows]
         return self.logits[torch.arange(rows.start, rows.stop, device=self.logits.device) // self.repeats]
 
-    def probabilities(self, rows: slice) -> Float[Tensor, "rows patch code"]:
-        """Equation (1) for some rows of the batch."""
+    def probabilities(
+        self, rows: slice, patch_ids: Int[Tensor, "rows masked"] | None = None
+    ) -> Float[Tensor, "rows patch code"]:
+        """Equation (1) for some rows of the batch, for all patches or the given ones."""
         logits = self.logits_of(rows)
+        if patch_ids is not None:
+            logits = gather_patches(logits, patch_ids)
         return hard_probabilities(logits) if self.hard else code_probabilities(logits, temperature=self.temperature)
 
 
@@ -86,8 +90,10 @@ class _FactoredLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=features.device)
         grads = _Gradients.zeros(features, weight, bias, mixing, needs=needs, dtype=exact)
         for rows in row_chunks(codes):
-            chunk = _Chunk(features[rows].to(dtype), patch_ids[rows], None if mixing is None else mixing[rows])
-            total += chunk.loss(head, offset, codes.probabilities(rows), grads, rows)
+            chunk = _Chunk(features[rows].to(dtype), None if mixing is None else mixing[rows])
+            # without mixing a patch's target is its own: those of visible patches are not needed
+            wanted = patch_ids[rows] if mixing is None else None
+            total += chunk.loss(head, offset, codes.probabilities(rows, wanted), grads, rows)
         ctx.grads, ctx.count = grads, patch_ids.numel()
         return total / ctx.count
 
@@ -104,16 +110,14 @@ class _Chunk(NamedTuple):
     """Some rows of the batch, in the dtype of the products."""
 
     features: Float[Tensor, "rows masked dim"]
-    patch_ids: Int[Tensor, "rows masked"]
     mixing: Float[Tensor, "rows masked patch"] | None
 
     def loss(
         self, head: Tensor, offset: Tensor, probabilities: Tensor, grads: "_Gradients", rows: slice
     ) -> Float[Tensor, ""]:
         """The sum of the losses of these rows; adds their gradients, if any are wanted, to `grads`."""
-        if self.mixing is None:
-            probabilities = gather_patches(probabilities, self.patch_ids)
-        exact, target = probabilities.dtype, probabilities.to(self.features.dtype)
+        exact = torch.promote_types(probabilities.dtype, self.features.dtype)
+        target = probabilities.to(self.features.dtype)
         logits = torch.addmm(offset, self.features.flatten(0, 1), head.T).view(*self.features.shape[:2], -1)
         error = torch.softmax(logits, dim=-1, dtype=exact)
         # the largest probability is exp(max - lse): cheaper here than log_softmax or a logsumexp of its own

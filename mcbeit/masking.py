@@ -46,7 +46,10 @@ def random_mask(grid: Grid, count: int, config: MaskConfig, rng: np.random.Gener
 
 
 def block_mask(grid: Grid, count: int, config: MaskConfig, rng: np.random.Generator) -> Mask:
-    """A union of random rectangles (BEiT), then single patches added at random until `count` are masked."""
+    """A union of random rectangles (BEiT), then single patches added at random until `count` are masked.
+
+    As in BEiT no rectangle is as high or wide as the grid: on a grid one or two patches high the mask is random.
+    """
     mask = np.zeros(grid, bool)
     while (remaining := count - int(mask.sum())) > 0 and _add_block(mask, remaining, config, rng):
         pass

@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def code_probabilities(logits: Float[Tensor, "batch patch code"], *, temperature: float) -> Float[Tensor, "..."]:
+def code_probabilities(
+    logits: Float[Tensor, "batch patch code"], *, temperature: float
+) -> Float[Tensor, "batch patch code"]:
     """Equation (1), in at least float32. A higher temperature gives softer targets; float64 stays float64."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return torch.softmax(logits.to(dtype) / temperature, dim=-1)

@@ -30,6 +30,7 @@ class ModelConfig(Config):
     depth: int | None = Field(None, gt=0)
     num_heads: int | None = Field(None, gt=0)
     patch_size: int = Field(16, gt=0)
+    # with sincos or learned, absolute positions are parameters too; sincos is what they start at
     position: Literal["relative", "relative+sincos", "relative+learned"] = "relative"
     init: Literal["beit", "xavier"] = "beit"
     layer_scale: float = Field(0.1, ge=0)  # initial value; 0 = no layer scale
@@ -162,7 +163,7 @@ def _draw(weight: Tensor, rule: str) -> None:
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Float[Tensor, "patch dim"]:
-    """Fixed 2-D sine-cosine positions in [-1, 1]: the first half of `dim` encodes the row, the second the column."""
+    """2-D sine-cosine positions in [-1, 1]: the first half of `dim` encodes the row, the second the column."""
     quarter = dim // 4
     frequencies = torch.exp(torch.arange(quarter) * (-math.log(10000.0) / quarter))
     axes = [torch.arange(size).float()[:, None] * frequencies for size in grid]
