@@ -36,7 +36,6 @@ class DiscreteVAE(Tokenizer):
             *(_Residual(config.dim) for _ in range(config.num_blocks)),
             nn.Conv2d(config.dim, config.dim, 3, padding=1),
             nn.GELU(),
-            nn.GroupNorm(1, config.dim),
         )
         self.to_logits = nn.Conv2d(config.dim, config.vocab_size, 1)
         self.codebook = nn.Parameter(torch.randn(config.vocab_size, config.dim) * config.dim**-0.5)
