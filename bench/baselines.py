@@ -1,0 +1,165 @@
+"""What the features of a run are worth beside two baselines: raw pixels, and the same backbone before its training.
+
+All three are judged by the functions of `mcbeit.probe` on the same held-out images.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mcbeit.device import Precision
+from mcbeit.preprocess import Preprocess
+from mcbeit.pretrain import PretrainConfig
+from mcbeit.probe import EVAL_BATCH, EvalConfig, OnlineProbe, knn_accuracy, linear_accuracy, mean_pooled, standardise
+from mcbeit.sources import SourceKind, open_source
+from mcbeit.vit import VisionTransformer
+
+LAYER = "mean of the patch tokens after the final norm"
+MARGINS = {"knn": 0.08, "linear": 0.05}  # what pretraining must add to the random backbone's accuracy
+PIXEL_SIZE = 32  # larger images are averaged down to this for the raw-pixel baseline
+CPU_BATCH = 32  # activations of more images do not fit into the caches
+
+
+class Features(NamedTuple):
+    """The features of one kind, standardised with the gallery's statistics."""
+
+    gallery: Float[Tensor, "image dim"]
+    queries: Float[Tensor, "query dim"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one kind of feature scores: top-1 accuracies."""
+
+    name: str
+    dim: int
+    knn: float
+    linear: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows `pixels`, `random` and `pretrained`, and what they were measured on."""
+
+    rows: list[Row]
+    gallery: str
+    queries: str
+    num_gallery: int
+    num_queries: int
+    num_skipped: int
+    num_classes: int
+    seed: int
+    step: int
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Comparison":
+        """Undo `dataclasses.asdict`."""
+        return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+
+    def row(self, name: str) -> Row:
+        """The row of this name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def standard_error(self, accuracy: float) -> float:
+        """Of one accuracy, binomial: what another draw of the queries would change."""
+        return math.sqrt(accuracy * (1 - accuracy) / self.num_queries)
+
+    def gain(self, metric: str, name: str = "pretrained") -> float:
+        """The row's accuracy minus the random backbone's."""
+        return float(getattr(self.row(name), metric) - getattr(self.row("random"), metric))
+
+    @property
+    def is_met(self) -> bool:
+        """Whether pretraining adds at least MARGINS."""
+        return all(self.gain(metric) >= margin for metric, margin in MARGINS.items())
+
+
+def open_probe(config: PretrainConfig) -> OnlineProbe | None:
+    """The labelled images that the run names; None if it names none and its own images have no labels."""
+    options = config.eval.model_copy(update={"kind": _kind(config)})
+    if not _names_labels(config.eval) and open_source(config.data.required_source(), options.kind).labels is None:
+        return None
+    return OnlineProbe(options, config.data, config.preprocess, config.seed)
+
+
+def class_names(config: PretrainConfig) -> list[str]:
+    """The names of the classes of the gallery."""
+    return open_source(config.eval.gallery or config.data.required_source(), _kind(config)).classes
+
+
+def _names_labels(options: EvalConfig) -> bool:
+    """Whether the run was told where labels are; else only its training images may have some."""
+    return (options.every_epochs, options.gallery, options.queries) != (None, None, None)
+
+
+def _kind(config: PretrainConfig) -> SourceKind:
+    return config.eval.kind if _names_labels(config.eval) else config.data.kind
+
+
+def random_backbone(config: PretrainConfig) -> VisionTransformer:
+    """The backbone as it was before step 0: same seed, same init. A weaker init would flatter the pretraining."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return VisionTransformer(config.model, image_size=config.preprocess.image_size)
+
+
+def backbone_features(
+    backbone: VisionTransformer, probe: OnlineProbe, preprocess: Preprocess, precision: Precision
+) -> Features:
+    """Mean-pooled features of both sets."""
+    size = CPU_BATCH if backbone.cls_token.device.type == "cpu" else EVAL_BATCH
+    gallery, queries = (
+        mean_pooled(backbone, [part for batch in images.pixels for part in batch.split(size)], preprocess, precision)
+        for images in (probe.gallery, probe.queries)
+    )
+    return Features(*standardise(gallery, queries))
+
+
+def pixel_features(probe: OnlineProbe) -> Features:
+    """The preprocessed images themselves, at most PIXEL_SIZE high; pixels that are the same all over the gallery and
+    the two further channels of grey images are left out.
+    """
+    gallery, queries = (torch.cat([_small(batch) for batch in s.pixels]) for s in (probe.gallery, probe.queries))
+    if all(bool((images == images[:, :1]).all()) for images in (gallery, queries)):
+        gallery, queries = gallery[:, :1], queries[:, :1]
+    gallery, queries = gallery.flatten(1), queries.flatten(1)
+    varies = gallery.amin(dim=0) < gallery.amax(dim=0)
+    if bool(varies.any()):
+        gallery, queries = gallery[:, varies], queries[:, varies]
+    return Features(*standardise(gallery, queries))
+
+
+def _small(pixels: UInt8[Tensor, "image height width 3"]) -> Float[Tensor, "image 3 rows columns"]:
+    images = pixels.permute(0, 3, 1, 2).float() / 255
+    return F.adaptive_avg_pool2d(images, PIXEL_SIZE) if images.shape[2] > PIXEL_SIZE else images
+
+
+def score(name: str, features: Features, probe: OnlineProbe) -> Row:
+    """k-NN and linear probe on one kind of feature."""
+    sets = (features.gallery, probe.gallery.labels, features.queries, probe.queries.labels)
+    return Row(name, features.gallery.shape[1], knn_accuracy(*sets), linear_accuracy(*sets))
+
+
+def compare(config: PretrainConfig, probe: OnlineProbe, features: dict[str, Features], *, step: int) -> Comparison:
+    """Judge each kind of features; `step` counts the steps that the pretrained ones have had."""
+    gallery = _name(config.eval.gallery or config.data.required_source())
+    return Comparison(
+        rows=[score(name, found, probe) for name, found in features.items()],
+        gallery=gallery,
+        queries=config.eval.queries or f"{gallery}, left out of the gallery",
+        num_gallery=len(probe.gallery.labels),
+        num_queries=len(probe.queries.labels),
+        num_skipped=probe.gallery.num_skipped + probe.queries.num_skipped,
+        num_classes=len(torch.unique(probe.gallery.labels)),
+        seed=config.seed,
+        step=step,
+    )
+
+
+def _name(location: str | list[str]) -> str:
+    return location if isinstance(location, str) else ", ".join(location)

@@ -1,0 +1,126 @@
+"""`mcbeit report RUN`: measure a pretraining run, print the table, write RUN/report.json and RUN/report.html.
+
+What was measured is kept: a second report of the same checkpoint prints it again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mcbeit.bench import baselines
+from mcbeit.bench.baselines import Comparison, Features
+from mcbeit.bench.page import render
+from mcbeit.bench.trained import fingerprint, load_trained
+from mcbeit.checkpoint import write_json
+from mcbeit.progress import Display
+
+NO_LABELS = "no table: the images have no labels; with eval.gallery and eval.queries a run names some that have"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of a run, and the page about it. `comparison` is None if there are no labels."""
+
+    comparison: Comparison | None
+    page: Path
+
+    @property
+    def table(self) -> list[list[str]]:
+        """The cells of the comparison, the header first; empty without labels."""
+        return [] if self.comparison is None else table(self.comparison)
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be read with the table, or why there is none."""
+        return [NO_LABELS] if self.comparison is None else table_notes(self.comparison)
+
+
+def report(path: Path, *, fresh: bool = False) -> Report:
+    """Measure the last checkpoint of a run, or with `fresh=False` read what was measured of it before.
+
+    Raises RunError if the folder is no pretraining run or has no checkpoint, DataError if its images are not there.
+    """
+    found = fingerprint(path)
+    if not fresh and (stored := _stored(path, found)) is not None:
+        return stored
+    run = load_trained(path)
+    probe = baselines.open_probe(run.config)
+    random = baselines.random_backbone(run.config).to(run.device)
+    features: dict[str, Features] = {}
+    comparison = None
+    with Display("report", 1 if probe is None else 5) as display:
+        if probe is not None:
+            display.advance(f"{len(probe.gallery.labels) + len(probe.queries.labels)} labelled images decoded")
+            features["pixels"] = baselines.pixel_features(probe)
+            for name, backbone in (("random", random), ("pretrained", run.backbone)):
+                features[name] = baselines.backbone_features(backbone, probe, run.config.preprocess, run.precision)
+                display.advance(f"embedded by the {name} backbone")
+            comparison = baselines.compare(run.config, probe, features, step=run.step)
+            display.advance("probed")
+        result = Report(comparison, path / "report.html")
+        page = render(run, random, table=result.table, notes=result.notes, probe=probe, features=features)
+        _write(result.page, page)
+        values = {"fingerprint": found, "comparison": None if comparison is None else asdict(comparison)}
+        write_json(path / "report.json", values)
+        display.advance("page written")
+    return result
+
+
+def _stored(path: Path, found: dict[str, str]) -> Report | None:
+    """The last report, if it is whole and about the same checkpoint."""
+    page = path / "report.html"
+    try:
+        values = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        if values["fingerprint"] != found or not page.is_file():
+            return None
+        return Report(None if values["comparison"] is None else Comparison.from_json(values["comparison"]), page)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def table(comparison: Comparison) -> list[list[str]]:
+    """The cells of the comparison, the header first."""
+    names = {
+        "pixels": "raw pixels",
+        "random": "random backbone",
+        "pretrained": f"pretrained, step {comparison.step}",
+    }
+    header = ["features", "dim", "k-NN top-1", "- random", "linear top-1", "- random"]
+    rows = [header]
+    for row in comparison.rows:
+        cells = [names[row.name], str(row.dim)]
+        for metric, accuracy in (("knn", row.knn), ("linear", row.linear)):
+            gain = "" if row.name == "random" else f"{comparison.gain(metric, row.name):+.3f}"
+            cells += [f"{accuracy:.3f} ± {comparison.standard_error(accuracy):.3f}", gain]
+        rows.append(cells)
+    return rows
+
+
+def table_notes(comparison: Comparison) -> list[str]:
+    """What has to be read with the table: layer, probes, images, seed, verdict."""
+    margins = baselines.MARGINS
+    gains = {metric: comparison.gain(metric) for metric in margins}
+    skipped = f", {comparison.num_skipped} unreadable images left out" if comparison.num_skipped else ""
+    return [
+        f"features: {baselines.LAYER}, standardised; k-NN: k = 20, cosine, temperature 0.07; linear probe: by L-BFGS",
+        f"gallery and training: {comparison.num_gallery:,} images of {comparison.gallery}; queries: "
+        f"{comparison.num_queries:,} images of {comparison.queries}; {comparison.num_classes} classes{skipped}",
+        f"±: binomial standard error over the queries. Seed {comparison.seed}: one seed is one seed, another run may "
+        "differ by more",
+        f"verdict: {'met' if comparison.is_met else 'NOT met'}: over the random backbone k-NN {gains['knn']:+.3f} "
+        f"(demanded {margins['knn']:+.2f}), linear {gains['linear']:+.3f} (demanded {margins['linear']:+.2f})",
+    ]
+
+
+def plain_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned text: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

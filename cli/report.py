@@ -1,0 +1,53 @@
+"""`mcbeit report`: what a pretraining run has learned, as a table and as a page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mcbeit.bench.report import Report
+
+
+@click.command
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--fresh", is_flag=True, help="Measure again, even if this checkpoint has been measured before.")
+@click.option("--demand", is_flag=True, help="Exit with 1 if pretraining adds less than demanded to random features.")
+def command(run: Path, fresh: bool, demand: bool) -> None:
+    """Judge the last checkpoint of a pretraining run, finished or not.
+
+    Prints the k-NN and linear accuracies of raw pixels, of the untrained and of the pretrained backbone, all measured
+    on the run's held-out images, and writes them with many figures to RUN/report.html and RUN/report.json. Without
+    labelled images there is no table, only the page.
+
+    \b
+    mcbeit report runs/demo
+    """
+    from mcbeit.bench.report import report
+
+    found = report(run, fresh=fresh)
+    show(found)
+    if demand and (found.comparison is None or not found.comparison.is_met):
+        raise click.exceptions.Exit(1)
+
+
+def show(found: "Report") -> None:
+    """Print the table, drawn in a terminal and as plain text elsewhere, then its notes and where the page is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mcbeit.bench.report import plain_table
+
+    console = Console(highlight=False)
+    if found.table and console.is_terminal:
+        header, *rows = found.table
+        drawn = Table()
+        for i, title in enumerate(header):
+            drawn.add_column(title, justify="right" if i else "left")
+        for row in rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+    elif found.table:
+        click.echo(plain_table(found.table))
+    for note in [*found.notes, f"page: {found.page}"]:
+        click.echo(note)
