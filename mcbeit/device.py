@@ -1,7 +1,8 @@
 """What this process computes on, and in which number format."""
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,6 +43,17 @@ PRECISIONS = {
     "bf16": Precision("bf16", torch.bfloat16),
     "fp16": Precision("fp16", torch.float16),
 }
+
+
+@contextmanager
+def thread_limit(threads: int | None) -> Iterator[None]:
+    """Use so many threads on the CPU in here; None leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device() -> torch.device:

@@ -22,7 +22,7 @@ from mcbeit.checkpoint import CheckpointConfig, load_checkpoint
 from mcbeit.config import Config
 from mcbeit.cost import Cost, estimate, tokenizer_flops
 from mcbeit.data import Batch, CorruptImages, DataConfig, ViewDataset, auto_workers, batch_keys, make_loader
-from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, matmul_peak
+from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, matmul_peak, thread_limit
 from mcbeit.errors import ConfigError
 from mcbeit.loss import Codes
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure
@@ -93,8 +93,11 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
     Raises ConfigError, DataError or RunError, before any work where it can be known.
     """
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
+    with thread_limit(config.compute.threads):
+        return _pretrain(config, resume=resume)
+
+
+def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     total = config.optim.total_steps(per_epoch)

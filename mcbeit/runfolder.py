@@ -76,7 +76,9 @@ class MetricLog:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run.path / "tensorboard"))
+            # a resumed run takes back what it will write again
+            last = max((record["step"] for record in run.records()), default=-1)
+            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=last + 1)
 
     def __enter__(self) -> "MetricLog":
         return self

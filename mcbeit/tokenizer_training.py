@@ -19,7 +19,7 @@ from mcbeit.augment import CropConfig, View, normalise
 from mcbeit.checkpoint import CheckpointConfig, load_checkpoint
 from mcbeit.config import Config, read_values, validate
 from mcbeit.data import CorruptImages, DataConfig, ViewDataset, auto_workers, batch_keys, make_loader
-from mcbeit.device import ComputeConfig, choose_device, choose_precision
+from mcbeit.device import ComputeConfig, choose_device, choose_precision, thread_limit
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError
 from mcbeit.meter import Meter, StepResult, is_due, status_line
@@ -127,6 +127,11 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[st
 
     Raises ConfigError, DataError or RunError, before any work where it can be known.
     """
+    with thread_limit(config.compute.threads):
+        return _train(config, resume=resume)
+
+
+def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
     if config.image_size % config.model.stride:
         raise ConfigError(f"image_size={config.image_size} must be a multiple of model.stride={config.model.stride}")
     source = open_source(config.data.required_source(), config.data.kind)
@@ -150,7 +155,8 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[st
     keys = batch_keys(len(source), crops_per_step(config.optim, 1), config.seed, range(state.step, total))
     loader = make_loader(dataset, keys, num_workers=auto_workers(config.data), pin=device.type == "cuda")
     corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
-    meter, use = Meter(device), torch.zeros(config.model.vocab_size, device=device)
+    meter = Meter(device)
+    use = torch.tensor(state.numbers.get("use", [0.0] * model.vocab_size), device=device)  # since the last revival
 
     with Display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
@@ -190,6 +196,7 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[st
                 if state.step == total:
                     state.numbers |= judge(model, dataset, config, device)
                 if is_due(config.checkpoint.every_epochs, per_epoch, state.step, total):
+                    state.numbers["use"] = use.tolist()
                     run.checkpoints.save(state.checkpoint())
             display.advance(status_line(record) if is_logged else None)
         display.note(
@@ -198,7 +205,7 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[st
         )
         if len(corrupt):
             display.note(f"{len(corrupt)} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
-    return run.finish(state.numbers)
+    return run.finish({name: value for name, value in state.numbers.items() if name != "use"})
 
 
 def model_input(model: DiscreteVAE, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "..."]:
