@@ -34,7 +34,7 @@ format: $(READY) ## format the code, mend what ruff can mend
 demo: $(READY) ## train on Fashion-MNIST and report; run it again to go on where it stopped
 	@$(IN_TMP) $(BIN)/mcbeit data prepare fashion-mnist data/fashion-mnist \
 		&& $(BIN)/mcbeit train demo --resume \
-		&& $(BIN)/mcbeit report runs/demo
+		&& $(BIN)/mcbeit report runs/demo --demand
 
 clean: ## remove .venv, caches and builds; data/ and runs/ stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
