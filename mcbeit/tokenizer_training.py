@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mcbeit.augment import CropConfig, View, normalise
@@ -67,6 +67,19 @@ class TokenizerConfig(Config):
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "TokenizerConfig":
+        unread = {
+            "data.masks_per_image": self.data.masks_per_image != 1,
+            "optim.accumulate": self.optim.accumulate != 1,
+            "compute.compile": self.compute.compile,
+            "compute.gradient_checkpointing": self.compute.gradient_checkpointing,
+        }
+        if any(unread.values()):
+            names = ", ".join(name for name, is_set in unread.items() if is_set)
+            raise ValueError(f"{names}: for pretraining only; a tokenizer run does not have it, so leave it out")
+        return self
+
 
 def get_tokenizer(choice: TokenizerChoice, data: DataConfig, grid: tuple[int, int], run: Path) -> Tokenizer:
     """The tokenizer of a pretraining run, trained first on the same images if it is not there yet.
@@ -91,7 +104,7 @@ def preset_for(choice: TokenizerChoice, data: DataConfig) -> TokenizerConfig:
     values = read_values(choice.preset)
     if choice.path is not None:
         values["run"] = choice.path
-    values["data"] = {**values.get("data", {}), "source": data.source, "kind": data.kind}
+    values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
     return validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
 
 

@@ -253,7 +253,9 @@ def test_multi_choice_loss__holds_nothing_of_vocabulary_size_for_more_than_a_chu
     monkeypatch.setattr(mcbeit.loss, "CHUNK_BYTES", 2 * 4 * patches * vocabulary)
     with Allocations() as made:
         factored(problem, Options(refine_weight=refine_weight)).backward()
-    assert made.largest <= 2 * patches * vocabulary
+    # where nothing is mixed and no row repeated, masked patches alone are read: the head's gradient is larger
+    reads_all = refine_weight > 0 or repeats > 1
+    assert made.largest == (2 * patches * vocabulary if reads_all else problem.weight.numel())
     with Allocations() as made:
         dense(problem, Options(refine_weight=refine_weight)).backward()
     assert made.largest == 6 * repeats * patches * vocabulary

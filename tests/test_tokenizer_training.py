@@ -18,6 +18,7 @@ from mcbeit.tokenizer_training import (
     CodebookConfig,
     get_tokenizer,
     imbalance,
+    preset_for,
     relaxation,
     revive_dead_codes,
     train_tokenizer,
@@ -77,6 +78,27 @@ def test_train_tokenizer__wants_an_image_of_whole_codes(source: Path, tmp_path: 
     with pytest.raises(ConfigError, match=r"image_size=18 must be a multiple of model.stride=4"):
         train_tokenizer(tokenizer_config(source, tmp_path / "run", image_size=18))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "masks_per_image", 2),
+        ("optim", "accumulate", 2),
+        ("compute", "compile", True),
+        ("compute", "gradient_checkpointing", True),
+    ],
+)
+def test_tokenizer_config__refuses_what_it_does_not_read(section: str, key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}: for pretraining only"):
+        tokenizer_config(tmp_path, tmp_path, **{section: {key: value}})
+
+
+def test_preset_for__hands_on_how_images_are_read(tmp_path: Path) -> None:
+    data = DataConfig(source=str(tmp_path), max_corrupt_fraction=0.25, num_workers=0, masks_per_image=2)
+    found = preset_for(TokenizerChoice(kind="dvae", preset="photo-tokenizer"), data).data
+    assert (found.source, found.max_corrupt_fraction, found.num_workers) == (str(tmp_path), 0.25, 0)
+    assert found.masks_per_image == 1
 
 
 def test_train_tokenizer__starts_nothing_without_images(tmp_path: Path) -> None:
