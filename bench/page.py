@@ -31,6 +31,7 @@ CURVES = {
     "loss": "loss",
     "loss_above_entropy": "loss minus target entropy",
     "masked_accuracy": "accuracy on masked patches",
+    "code_perplexity": "perplexity of a batch's codes",
     "gradient_norm": "gradient norm",
     "lr": "learning rate",
     "images_per_second": "images per second",

@@ -4,6 +4,7 @@ Evaluation, export and service resize with PIL (`preprocess.py`); `tests/test_au
 Every random choice is drawn from the generator that is passed in.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -104,6 +105,15 @@ def normalise(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """(pixels / 255 - mean) / std per channel, on the device where the pixels are."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device).view(3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=pixels.device).view(3, 1, 1)
+    scale, shift = _affine(mean, std, pixels.device)
     return (pixels * scale - shift).to(dtype)
+
+
+@functools.cache
+def _affine(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Factor and offset of `normalise`, kept: copying numbers to a GPU makes the host wait for it."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
+    return scale, shift

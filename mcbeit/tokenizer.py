@@ -46,8 +46,10 @@ def flatten_cells(logits: Float[Tensor, "batch code height width"]) -> Float[Ten
 
 
 def count_codes(logits: Float[Tensor, "batch patch code"]) -> Float[Tensor, " code"]:
-    """How often each code is the best one."""
-    return torch.bincount(logits.argmax(dim=-1).flatten(), minlength=logits.shape[-1]).float()
+    """How often each code is the best one. Not by `bincount`, which makes the host wait for a GPU."""
+    best = logits.argmax(dim=-1).flatten()
+    counts = torch.zeros(logits.shape[-1], device=logits.device)
+    return counts.index_add_(0, best, torch.ones_like(best, dtype=counts.dtype))
 
 
 def perplexity(counts: Float[Tensor, " code"]) -> float:
