@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 5.0  # at most one plain line in this time
+QUIET_SECONDS = 30.0  # after which a plain line comes without a status too
 
 
 class Display:
@@ -17,7 +18,7 @@ class Display:
         self.title, self.total, self.done = title, total, done
         self._console = console or Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True)
         self._bar: Progress | None = None
-        self._last_line = float("-inf")
+        self._last_line = time.monotonic() - PLAIN_SECONDS  # a first status is told at once
         self._warned: set[str] = set()
 
     def __enter__(self) -> "Display":
@@ -48,8 +49,10 @@ class Display:
             self._bar.update(self._task, completed=self.done)
             if status is not None:
                 self._bar.update(self._task, status=status)
-        elif status is not None and self._is_due():
-            self._console.print(f"{self.title} {self.done}/{self.total}  {status}", markup=False)
+        elif status is None:
+            self._print_after(QUIET_SECONDS, "")
+        else:  # the last step is always told
+            self._print_after(0.0 if self.done == self.total else PLAIN_SECONDS, f"  {status}")
 
     def note(self, message: str) -> None:
         """A line that stays."""
@@ -62,9 +65,9 @@ class Display:
             self._warned.add(kind)
             self.note(f"warning: {message}")
 
-    def _is_due(self) -> bool:
+    def _print_after(self, seconds: float, status: str) -> None:
+        """A plain line, if the last one is so long ago."""
         now = time.monotonic()
-        if now - self._last_line < PLAIN_SECONDS and self.done < self.total:
-            return False
-        self._last_line = now
-        return True
+        if now - self._last_line >= seconds:
+            self._last_line = now
+            self._console.print(f"{self.title} {self.done}/{self.total}{status}", markup=False)

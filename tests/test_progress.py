@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from mcbeit import progress
-from mcbeit.progress import PLAIN_SECONDS, Display
+from mcbeit.progress import PLAIN_SECONDS, QUIET_SECONDS, Display
 
 
 class Clock:
@@ -59,6 +59,14 @@ def test_display__a_step_without_a_status_says_nothing(clock, capsys) -> None:
         for status in (None, "loss 1", None):
             display.advance(status)
     assert capsys.readouterr() == ("", "pretrain 2/3  loss 1\n")
+
+
+def test_display__slow_steps_without_a_status_show_that_it_goes_on(clock, capsys) -> None:
+    with Display("pretrain", 5) as display:
+        for _ in range(4):
+            clock.now += QUIET_SECONDS / 2
+            display.advance()
+    assert capsys.readouterr().err == "pretrain 2/5\npretrain 4/5\n"
 
 
 def test_display__a_resumed_job_counts_on(clock, capsys) -> None:
