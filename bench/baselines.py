@@ -15,7 +15,16 @@ from torch import Tensor
 from mcbeit.device import Precision
 from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain import PretrainConfig
-from mcbeit.probe import EVAL_BATCH, EvalConfig, OnlineProbe, knn_accuracy, linear_accuracy, mean_pooled, standardise
+from mcbeit.probe import (
+    EVAL_BATCH,
+    EvalConfig,
+    OnlineProbe,
+    knn_accuracy,
+    linear_accuracy,
+    mean_pooled,
+    open_labelled,
+    standardise,
+)
 from mcbeit.sources import SourceKind, open_source
 from mcbeit.vit import VisionTransformer
 
@@ -81,15 +90,15 @@ class Comparison:
 
 def open_probe(config: PretrainConfig) -> OnlineProbe | None:
     """The labelled images that the run names; None if it names none and its own images have no labels."""
-    options = config.eval.model_copy(update={"kind": _kind(config)})
-    if not _names_labels(config.eval) and open_source(config.data.required_source(), options.kind).labels is None:
+    if not _names_labels(config.eval) and open_source(config.data.required_source(), config.data.kind).labels is None:
         return None
+    options = config.eval.model_copy(update={"kind": _kind(config)})
     return OnlineProbe(options, config.data, config.preprocess, config.seed)
 
 
 def class_names(config: PretrainConfig) -> list[str]:
     """The names of the classes of the gallery."""
-    return open_source(config.eval.gallery or config.data.required_source(), _kind(config)).classes
+    return open_labelled(config.eval.gallery or config.data.required_source(), _kind(config)).classes
 
 
 def _names_labels(options: EvalConfig) -> bool:

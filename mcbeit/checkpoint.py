@@ -1,17 +1,18 @@
 """Checkpoints: folders of safetensors with a manifest, written whole or not at all, without pickle.
 
-checkpoints/step-00000468/model.safetensors       parameters, by the names of the official checkpoints
-checkpoints/step-00000468/optimizer.safetensors   and further tensor groups (ema, random, ...)
-checkpoints/step-00000468/manifest.json           step, numbers, config, and the size of every file
+checkpoints/step-00000468/model.safetensors       parameters; `backbone.` before the names of the official checkpoints
+checkpoints/step-00000468/optimizer.safetensors   and further tensor groups (random, teacher)
+checkpoints/step-00000468/manifest.json           step, numbers, and the size of every file
 checkpoints/best.json                             which step had the best metric
 """
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,22 @@ class CheckpointFolder:
         names = (re.fullmatch(r"step-(\d+)", path.name) for path in self.path.iterdir())
         return sorted(step for name in names if name and is_complete(self.folder(step := int(name[1]))))
 
+    def newest(self, tell: Callable[[str], None] = lambda message: None) -> Checkpoint | None:
+        """The newest checkpoint that can be read, or None if there is none; `tell` hears of damaged ones passed over.
+
+        Raises RunError if all of them are damaged.
+        """
+        error: RunError | None = None
+        for step in reversed(self.steps()):
+            try:
+                return load_checkpoint(self.folder(step))
+            except RunError as found:
+                tell(str(found))
+                error = error or found
+        if error is not None:
+            raise error
+        return None
+
     def folder(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.path / f"step-{step:08d}"
@@ -104,14 +121,14 @@ class CheckpointFolder:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint back. Raises RunError if it is incomplete or damaged."""
     if not is_complete(folder):
-        raise RunError(f"'{folder}' is not a complete checkpoint; use another step of the same run")
+        raise RunError(f"'{folder}' is not a complete checkpoint")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if manifest["format"] != FORMAT:
         raise RunError(f"'{folder}' has checkpoint format {manifest['format']}; this version reads format {FORMAT}")
     try:
         groups = {name.removesuffix(".safetensors"): load_file(folder / name) for name in manifest["files"]}
     except SafetensorError as error:
-        raise RunError(f"the checkpoint '{folder}' is damaged ({error}); use another step of the same run") from error
+        raise RunError(f"the checkpoint '{folder}' is damaged ({error}); remove this folder") from error
     return Checkpoint(manifest["step"], groups, manifest["numbers"])
 
 
@@ -160,9 +177,23 @@ def load_random_tensors(states: TensorGroup) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_bytes` does; numbers that are not finite become null, which JSON has no word for."""
+    write_bytes(path, (json.dumps(finite(value), indent=2) + "\n").encode())
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write under a temporary name, sync, rename: a reader sees the old file or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.write_bytes(content)
     _sync(partial)
     partial.replace(path)
 

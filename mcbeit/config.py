@@ -1,18 +1,21 @@
 """Config: frozen pydantic models, read from a preset or a YAML file, with `key=value` overrides on top."""
 
 import difflib
+import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from mcbeit.errors import ConfigError
 
 PRESETS = Path(__file__).parent / "presets"
 Values = dict[str, Any]
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,9 +29,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class Config(BaseModel):
-    """The base of every config section: immutable, unknown keys are errors, defaults are checked too."""
+    """The base of every config section: immutable, unknown keys are errors, numbers finite, defaults checked too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
@@ -53,7 +56,7 @@ def read_values(source: str | Path) -> Values:
         raise ConfigError(f"'{source}' is neither a preset nor a file{hint}\npresets: {', '.join(preset_names())}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold 'key: value' lines, found {type(values).__name__}")
@@ -69,8 +72,8 @@ def override(values: Values, assignments: Iterable[str]) -> Values:
             raise ConfigError(f"'{assignment}' is not of the form key=value, for example optim.lr=1e-3")
         try:
             value = yaml.load(text, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"the value of {key} is not valid YAML: {text!r}") from error
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+            raise ConfigError(f"the value of {key} is not valid YAML: {text!r}; put text into quotes") from error
         *sections, leaf = key.split(".")
         section = result
         for name in sections:

@@ -20,8 +20,8 @@ class Cost(NamedTuple):
 
     backbone: float
     head: float
-    teacher: float
-    tokenizer: float  # already divided by the masks per tokenized image
+    teacher: float  # this and the tokenizer's are already divided by the masks per image
+    tokenizer: float
 
     @property
     def total(self) -> float:
@@ -68,11 +68,14 @@ def estimate(
     masks_per_image: int,
     has_teacher: bool,
 ) -> Cost:
-    """The cost of one image and mask; a backward pass is twice its forward, without the gradient of the pixels."""
+    """The cost of one image and mask; a backward pass is twice its forward, without the gradient of the pixels.
+
+    Tokenizer and teacher see an image once for all its masks.
+    """
     forward = backbone_flops(num_patches=num_patches, patch_size=patch_size, dim=dim, depth=depth)
     return Cost(
         backbone=3 * forward - patch_embedding_flops(num_patches, patch_size, dim),
         head=3 * head_flops(num_masked=num_masked, dim=dim, vocab_size=vocab_size),
-        teacher=forward if has_teacher else 0.0,
+        teacher=forward / masks_per_image if has_teacher else 0.0,
         tokenizer=tokenizer / masks_per_image,
     )

@@ -5,7 +5,7 @@ loader workers or training processes sees the same.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcbeit.augment import CropConfig, View, two_views
+from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
 from mcbeit.masking import Grid, MaskConfig, draw_mask
@@ -26,6 +27,7 @@ from mcbeit.sources import ImageSource, SourceKind
 from mcbeit.targets import masked_patch_ids
 
 MAX_TRIES = 100  # unreadable images in a row before a sample gives up
+PREFETCH_BYTES = 2 * 2**30  # of decoded views that wait in all loader processes together, if one batch each is not more
 
 
 class DataConfig(Config):
@@ -62,7 +64,7 @@ class Sample(NamedTuple):
     """The views of one crop and its masks."""
 
     image: int  # its number in the source: that of the replacement, if the one asked for is corrupt
-    views: list[UInt8[Tensor, "3 size size"]]
+    views: list[UInt8[Tensor, "3 size size"]]  # empty if MAX_TRIES images in a row cannot be read
     masks: Bool[Tensor, "mask patch"]
     corrupt: list[Corrupt]
 
@@ -71,7 +73,7 @@ class Batch(NamedTuple):
     """Samples, stacked. With several masks per image, the masks of one image follow each other."""
 
     images: Int[Tensor, " image"]  # their numbers in the source
-    views: list[Tensor]  # each UInt8 [image, 3, size, size]
+    views: list[Tensor]  # each UInt8 [image, 3, size, size]; empty if a sample gave up: see `check_readable`
     masks: Bool[Tensor, "image_mask patch"]
     patch_ids: Int[Tensor, "image_mask masked"]  # the masked patches, ascending
     corrupt: list[Corrupt]
@@ -130,12 +132,12 @@ class ViewDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         rng = sample_generator(self.seed, key)
         index, image, corrupt = self._read(key.image, rng)
-        views = two_views(image, self.crop, self.views, rng)
+        views = [] if image is None else two_views(image, self.crop, self.views, rng)
         masks = [draw_mask(self.grid, self.mask, rng).reshape(-1) for _ in range(self.masks_per_image) if self.mask]
         stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
         return Sample(index, views, torch.from_numpy(stacked), corrupt)
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image, list[Corrupt]]:
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image | None, list[Corrupt]]:
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
@@ -143,24 +145,39 @@ class ViewDataset(Dataset[Sample]):
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
-        names = ", ".join(self.source.name(bad.image) for bad in corrupt[:3])
-        raise DataError(f"{MAX_TRIES} images in a row cannot be read, such as {names}: {corrupt[0].reason}")
+        return index, None, corrupt
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch."""
     masks = torch.cat([sample.masks for sample in samples])
+    is_whole = all(sample.views for sample in samples)
     return Batch(
         images=torch.tensor([sample.image for sample in samples]),
-        views=[torch.stack(views) for views in zip(*(sample.views for sample in samples), strict=True)],
+        views=[torch.stack(views) for views in zip(*(s.views for s in samples), strict=True)] if is_whole else [],
         masks=masks,
         patch_ids=masked_patch_ids(masks) if len(masks) else torch.zeros((0, 0), dtype=torch.int64),
         corrupt=[bad for sample in samples for bad in sample.corrupt],
     )
 
 
-def make_loader(dataset: ViewDataset, keys: Iterable[list[Key]], *, num_workers: int, pin: bool) -> DataLoader[Sample]:
-    """A loader of batches in the order of `keys`, one pass."""
+def check_readable(batch: Batch, source: ImageSource) -> Batch:
+    """The batch, if it has images. Raises DataError if a sample found MAX_TRIES unreadable ones in a row."""
+    if batch.views:
+        return batch
+    bad = batch.corrupt[0]
+    raise DataError(
+        f"{MAX_TRIES} images in a row cannot be read, such as '{source.name(bad.image)}': {bad.reason}; "
+        "check that data.source holds images"
+    )
+
+
+def make_loader(
+    dataset: ViewDataset, keys: Iterable[list[Key]], batch_size: int, *, num_workers: int, pin: bool
+) -> DataLoader[Sample]:
+    """A loader of batches in the order of `keys`, one pass. `batch_size` bounds how far it reads ahead."""
+    batch_bytes = batch_size * sum(3 * view.size**2 for view in dataset.views)
+    ahead = PREFETCH_BYTES // (batch_bytes * max(num_workers, 1))
     return DataLoader(
         dataset,
         batch_sampler=keys,  # an iterator of keys serves for one pass
@@ -168,7 +185,7 @@ def make_loader(dataset: ViewDataset, keys: Iterable[list[Key]], *, num_workers:
         collate_fn=collate,
         pin_memory=pin,
         generator=torch.Generator(),  # of the workers' seeds: the global one belongs to the training
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=min(max(ahead, 1), 4) if num_workers else None,
     )
 
 
@@ -180,22 +197,33 @@ def auto_workers(config: DataConfig) -> int:
 
 
 class CorruptImages:
-    """The unreadable images of a run: each is listed once in `path`; too many of them stop the run."""
+    """The unreadable images of a run: each is listed once in `path`; too many of them stop the run.
+
+    Images that are listed already, by a run that resumes, are read again: some may have been mended since.
+    """
 
     def __init__(self, source: ImageSource, path: Path, *, max_fraction: float) -> None:
         self.source, self.path, self.max_fraction = source, path, max_fraction
-        known = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n") if path.exists() else []
-        self._names = {line.partition("\t")[0] for line in known if line}
+        self._names: set[str] = set()
+        if path.exists():
+            listed = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+            known = {name: line for line in listed if (name := line.partition("\t")[0])}
+            self._names = {name for name, index in _find(source, known) if not _is_readable(source, index)}
+            text = "".join(f"{line}\n" for name, line in known.items() if name in self._names)
+            write_bytes(path, text.encode(errors="surrogateescape"))
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, found: Sequence[Corrupt]) -> None:
-        """Record what a batch reported. Raises DataError above the allowed fraction."""
-        fresh = {self.source.name(bad.image): bad.reason for bad in found}
+    def add(self, batch: Batch) -> None:
+        """Record what a batch reports. Raises DataError above the allowed fraction, or if the batch gave up."""
+        fresh = {self.source.name(bad.image): bad.reason for bad in batch.corrupt}
         fresh = {name: reason for name, reason in fresh.items() if name not in self._names}
-        if not fresh:
-            return
+        if fresh:
+            self._record(fresh)
+        check_readable(batch, self.source)
+
+    def _record(self, fresh: dict[str, str]) -> None:
         self._names.update(fresh)
         with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.writelines(f"{name}\t{reason}\n" for name, reason in fresh.items())
@@ -203,5 +231,21 @@ class CorruptImages:
             raise DataError(
                 f"{len(self)} of {len(self.source)} images cannot be read, more than data.max_corrupt_fraction="
                 f"{self.max_fraction:g} allows; the list with reasons is {self.path}, the last one is "
-                f"'{next(reversed(fresh))}'. Remove or mend these files, or allow a larger fraction"
+                f"'{next(reversed(fresh))}'. Mend these files or allow a larger fraction, and go on with --resume; or "
+                "remove them and start another run"
             )
+
+
+def _find(source: ImageSource, names: Container[str]) -> Iterator[tuple[str, int]]:
+    """The images of a source that have some of the names."""
+    for index in range(len(source)):
+        if (name := source.name(index)) in names:
+            yield name, index
+
+
+def _is_readable(source: ImageSource, index: int) -> bool:
+    try:
+        decode(source.read(index))
+    except (ImageError, OSError):
+        return False
+    return True

@@ -57,10 +57,15 @@ def thread_limit(threads: int | None) -> Iterator[None]:
 
 
 def choose_device() -> torch.device:
-    """The first CUDA device (under a launcher, the local rank's), else Apple's GPU, else the CPU."""
+    """The current CUDA device, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_precision(name: PrecisionName, device: torch.device) -> Precision:

@@ -1,6 +1,7 @@
 """The jobs that `mcbeit train` knows, told apart by the key `job` of their config."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,27 +9,33 @@ import torch
 from mcbeit.config import dump, override, read_values, validate
 from mcbeit.cost import STATED_SPEEDS, tokenizer_flops
 from mcbeit.dvae import DiscreteVAE
-from mcbeit.errors import ConfigError
+from mcbeit.errors import ConfigError, DataError
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
-from mcbeit.pretrain import PretrainConfig, estimate_cost, pretrain
+from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain
 from mcbeit.sources import open_source
-from mcbeit.tokenizer_training import TokenizerConfig, planned_tokenizer, train_tokenizer
+from mcbeit.tokenizer_training import TokenizerConfig, planned_tokenizer, train_tokenizer, with_path
 from mcbeit.vit import VisionTransformer
 
 Job = PretrainConfig | TokenizerConfig
-IMAGENET_IMAGES = 1_281_167  # what a preset without a source is costed for
+IMAGENET_IMAGES = 1_281_167  # what a preset whose images are not there is costed for
+ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replaces what the preset calls otherwise
 
 
 def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     """The config of a preset or file with overrides. Raises ConfigError with every mistake in it."""
-    values = override(read_values(source), assignments)
+    values = override(read_values(source), map(_without_alias, assignments))
     kind = values.get("job", "pretrain")
     if kind == "pretrain":
         return validate(PretrainConfig, values, origin=source)
     if kind == "tokenizer":
         return validate(TokenizerConfig, values, origin=source)
     raise ConfigError(f"{source}: job must be pretrain or tokenizer, found {kind!r}")
+
+
+def _without_alias(assignment: str) -> str:
+    key, equals, value = assignment.partition("=")
+    return ALIASES.get(key, key) + equals + value
 
 
 def run_job(config: Job, *, resume: bool = False) -> dict[str, Any]:
@@ -48,23 +55,40 @@ def cost_lines(config: Job) -> Iterator[str]:
     parameters, flops = _pretrain_cost(config) if isinstance(config, PretrainConfig) else _tokenizer_cost(config)
     yield "parameters: " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items())
     yield "FLOPs per image: " + ", ".join(f"{name} {count / 1e9:.4g} G" for name, count in flops.items())
-    if config.data.source is None:
-        num_images, origin = IMAGENET_IMAGES, "data.source is not set; with the images of ImageNet-1K"
-    else:
-        num_images, origin = len(open_source(config.data.source, config.data.kind)), f"{config.data.source}"
-    per_epoch = steps_per_epoch(num_images, config.optim, config.data.masks_per_image)
-    total = config.optim.total_steps(per_epoch)
+    num_images, origin = _count_images(config)
+    per_epoch, total = _steps(config, num_images)
     yield f"steps: {total:,} of {config.optim.batch_size} images; {per_epoch:,} per epoch ({origin}: {num_images:,})"
     total_flops = sum(flops.values()) * config.optim.batch_size * total
+    first = first_run(config, num_images) if isinstance(config, PretrainConfig) else None
+    if first is not None:
+        _, steps = _steps(first, num_images)
+        total_flops += sum(_tokenizer_cost(first)[1].values()) * first.optim.batch_size * steps
+        yield f"a tokenizer is trained first, into {first.run}: {steps:,} steps of {first.optim.batch_size} images"
     for name, speed in STATED_SPEEDS.items():
         hours = total_flops / speed / 3600
         text = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.01 else "less than 0.01"
         yield f"estimated hours: {text} on {name}"
 
 
+def _count_images(config: Job) -> tuple[int, str]:
+    """How many images there are, and where; those of ImageNet-1K if they cannot be counted yet."""
+    if config.data.source is None:
+        return IMAGENET_IMAGES, "data.source is not set; with the images of ImageNet-1K"
+    try:
+        return len(open_source(config.data.source, config.data.kind)), f"{config.data.source}"
+    except DataError as error:
+        return IMAGENET_IMAGES, f"{error}; with the images of ImageNet-1K"
+
+
+def _steps(config: Job, num_images: int) -> tuple[int, int]:
+    """Steps per epoch, and in all."""
+    per_epoch = steps_per_epoch(num_images, config.optim, config.data.masks_per_image)
+    return per_epoch, config.optim.total_steps(per_epoch)
+
+
 def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, float]]:
     with torch.device("meta"):
-        tokenizer = planned_tokenizer(config.tokenizer, config.data)
+        tokenizer = planned_tokenizer(with_path(config.tokenizer, Path(config.run)), first_run(config))
         backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
         model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective)
         cost = estimate_cost(config, tokenizer)

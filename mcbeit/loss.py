@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from mcbeit.targets import code_probabilities, gather_patches, hard_probabilities
 
-CHUNK_BYTES = 16 * 2**20  # of one float32 tensor of vocabulary size
+CHUNK_BYTES = 16 * 2**20  # of one float32 tensor of vocabulary size: stays near a CPU's caches
+CHUNK_BYTES_ON_GPU = 256 * 2**20  # fewer and larger kernels
 
 
 class Codes(NamedTuple):
@@ -183,8 +184,9 @@ class _Gradients(NamedTuple):
 
 
 def row_chunks(codes: Codes) -> list[slice]:
-    """Slices of the batch whose tensors of vocabulary size stay under CHUNK_BYTES, at least one row each."""
+    """Slices of the batch whose tensors of vocabulary size stay under the chunk's bytes, at least one row each."""
     images, patches, vocabulary = codes.logits.shape
     rows = images * codes.repeats
-    size = max(1, CHUNK_BYTES // (4 * patches * vocabulary))
+    chunk_bytes = CHUNK_BYTES_ON_GPU if codes.logits.device.type == "cuda" else CHUNK_BYTES
+    size = max(1, chunk_bytes // (4 * patches * vocabulary))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -47,6 +47,11 @@ class ObjectiveConfig(Config):
         """Whether each patch has one choice only."""
         return self.targets == "hard"
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a slowly moving copy of the backbone gives the affinity."""
+        return self.affinity == "ema" and self.refine_weight > 0
+
 
 class Prediction(NamedTuple):
     """What one forward pass gives: the loss with its gradients, and what the measurements need."""
@@ -96,10 +101,9 @@ class MaskedImageModel(nn.Module):
 def measure(
     model: MaskedImageModel, prediction: Prediction, codes: Codes, patch_ids: Int[Tensor, "batch masked"]
 ) -> dict[str, Tensor]:
-    """What a log line says of a batch, as scalars on its device.
+    """What a log line says of a part of a batch, on its device: scalars, and how often each code is the best.
 
-    `target_entropy` is in nats; `neighbours` is exp of the entropy of the affinity, between 1 and the patches;
-    `codes_used` counts the codes that are the best of some patch, `code_perplexity` how evenly.
+    `target_entropy` is in nats; `neighbours` is exp of the entropy of the affinity, between 1 and the patches.
     """
     vocabulary, device = codes.logits.shape[2], codes.logits.device
     counts = torch.zeros(vocabulary, device=device)
@@ -118,11 +122,20 @@ def measure(
     found = {
         "masked_accuracy": hits / patch_ids.numel(),
         "target_entropy": spread / patch_ids.numel(),
-        "codes_used": (counts > 0).sum(),
-        "code_perplexity": entropy(counts / counts.sum()).exp(),
+        "code_counts": counts,
     }
     if prediction.mixing is not None:
         weight = model.objective.refine_weight
         own = mixing_weights(torch.zeros_like(prediction.mixing), patch_ids, refine_weight=weight)
         found["neighbours"] = entropy((prediction.mixing - own) / weight).exp().mean()
     return found
+
+
+def summarise(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The measurements of a whole batch from those of its equal parts, as scalars.
+
+    `codes_used` counts the codes that are the best of some patch, `code_perplexity` how evenly they are.
+    """
+    means = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
+    share = means.pop("code_counts")
+    return {**means, "codes_used": (share > 0).sum(), "code_perplexity": entropy(share / share.sum()).exp()}

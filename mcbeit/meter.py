@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcbeit.device import peak_memory
+from mcbeit.errors import RunError
 
 STUCK_MARGIN = 0.02  # nats below log V at which a loss has learned nothing
 STUCK_STEPS = 100  # before which that says nothing
@@ -70,6 +71,19 @@ class Meter:
         return values
 
 
+def check_finite(result: StepResult, step: int, *, scaled: bool) -> None:
+    """Raise RunError if a step has destroyed the model, before that is saved; waits for the device.
+
+    With loss scaling (`scaled`) an infinite gradient is normal: the step is skipped and the scale lowered.
+    """
+    loss, norm = float(result.loss), float(result.gradient_norm)
+    if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
+        raise RunError(
+            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}. Nothing of this is saved; lower "
+            "optim.lr, set optim.clip_grad, or use compute.precision=fp32, and go on with --resume or start again"
+        )
+
+
 def is_due(every_epochs: float | None, steps_per_epoch: int, step: int, total: int) -> bool:
     """Whether something done every so many epochs is due after `step` finished steps; it is at the end."""
     if every_epochs is None:
@@ -81,7 +95,7 @@ def target_warnings(record: Mapping[str, float | int], vocab_size: int, *, hard:
     """What a log line says of targets that teach nothing, which the loss alone would hide."""
     limit, found = math.log(vocab_size), []
     if record["loss"] > limit - STUCK_MARGIN and record["step"] >= STUCK_STEPS:
-        found.append(f"the loss {record['loss']:.3f} is still that of a uniform guess (log V = {limit:.3f})")
+        found.append(f"the loss is still that of a uniform guess ({record['loss']:.3f}, log V = {limit:.3f})")
     if not hard and record["target_entropy"] > limit - STUCK_MARGIN:
         found.append(f"the targets are uniform (entropy {record['target_entropy']:.3f}); lower the temperature")
     if not hard and record["target_entropy"] < 0.01:

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mcbeit.config import Config
 from mcbeit.errors import ConfigError
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 UNDECAYED = frozenset({"pos_embed", "cls_token"})
 
 
@@ -23,10 +25,20 @@ class OptimConfig(Config):
     accumulate: int = Field(1, ge=1)  # parts a worker's share of the batch is computed in
     lr: float = Field(1.5e-3, gt=0)
     min_lr: float = Field(1e-5, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(3.0, gt=0)  # largest global norm of the gradient
+
+    @model_validator(mode="after")
+    def _rises_and_falls(self) -> "OptimConfig":
+        if self.min_lr > self.lr:
+            raise ValueError(f"optim.min_lr={self.min_lr:g} is more than optim.lr={self.lr:g}; lower it")
+        if self.steps is None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.warmup_epochs:g} must be less than optim.epochs={self.epochs:g}; set both"
+            )
+        return self
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """The steps of the whole run, at least 1."""

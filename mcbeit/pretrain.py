@@ -14,20 +14,28 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
 from mcbeit.augment import CropConfig, View, normalise
-from mcbeit.checkpoint import CheckpointConfig, load_checkpoint
-from mcbeit.config import Config
+from mcbeit.checkpoint import CheckpointConfig
+from mcbeit.config import Config, Seed, UserPath
 from mcbeit.cost import Cost, estimate, tokenizer_flops
-from mcbeit.data import Batch, CorruptImages, DataConfig, ViewDataset, auto_workers, batch_keys, make_loader
+from mcbeit.data import (
+    Batch,
+    CorruptImages,
+    DataConfig,
+    ViewDataset,
+    auto_workers,
+    batch_keys,
+    check_readable,
+    make_loader,
+)
 from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, matmul_peak, thread_limit
 from mcbeit.errors import ConfigError
 from mcbeit.loss import Codes
-from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure
+from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure, summarise
 from mcbeit.masking import MaskConfig, num_masked
-from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
+from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line, target_warnings
 from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
 from mcbeit.preprocess import Preprocess
 from mcbeit.probe import EvalConfig, OnlineProbe
@@ -36,17 +44,19 @@ from mcbeit.runfolder import LogConfig, MetricLog, open_run
 from mcbeit.sources import ImageSource, open_source
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
-from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, low_precision
-from mcbeit.tokenizer_training import check_tokenizer, get_tokenizer
+from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, logits_of, low_precision
+from mcbeit.tokenizer_training import TokenizerConfig, check_tokenizer, get_tokenizer, tokenizer_run, with_path
 from mcbeit.vit import ModelConfig, VisionTransformer
+
+NUM_CALIBRATED = 64  # images that the temperature is chosen on
 
 
 class PretrainConfig(Config):
     """Everything about a pretraining run."""
 
     job: Literal["pretrain"] = "pretrain"
-    run: str = "runs/pretrain"  # the run folder
-    seed: int = Field(0, ge=0)
+    run: UserPath = "runs/pretrain"  # the run folder
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()  # of the image view, in training and afterwards
     crop: CropConfig = CropConfig()
@@ -62,10 +72,14 @@ class PretrainConfig(Config):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and row. Raises ConfigError if the image is no whole number of patches."""
+        """Patches per column and row. Raises ConfigError unless the image is a whole number of patches, at least 2."""
         size, patch = self.preprocess.image_size, self.model.patch_size
         if size % patch:
             raise ConfigError(f"preprocess.image_size={size} must be a multiple of model.patch_size={patch}")
+        if size == patch:
+            raise ConfigError(
+                f"preprocess.image_size={size} is one patch of model.patch_size={patch}: it hides all or nothing"
+            )
         return size // patch, size // patch
 
 
@@ -102,8 +116,17 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     total = config.optim.total_steps(per_epoch)
     probe = OnlineProbe(config.eval, config.data, config.preprocess, config.seed) if config.eval.every_epochs else None
-    check_tokenizer(config.tokenizer, config.data, config.grid)
-    run = open_run(config, Path(config.run), resume=resume, keep=config.checkpoint.keep, seed=config.seed)
+    first = first_run(config, len(source))
+    check_tokenizer(with_path(config.tokenizer, Path(config.run)), first, config.grid, config.objective)
+    run = open_run(
+        config,
+        Path(config.run),
+        source,
+        resume=resume,
+        keep=config.checkpoint.keep,
+        seed=config.seed,
+        device=choose_device(),
+    )
     if (summary := run.summary()) is not None:
         return summary
     parts = build(config, source)
@@ -111,18 +134,25 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
     meter = Meter(parts.device, flops_per_image=parts.cost.total, peak=matmul_peak(parts.device, parts.precision.dtype))
 
-    if steps := run.checkpoints.steps():
-        state.restore(load_checkpoint(run.checkpoints.folder(steps[-1])))
+    passed_over: list[str] = []
+    if (checkpoint := run.checkpoints.newest(passed_over.append)) is not None:
+        state.restore(checkpoint)
     run.rewind(state.step)
 
     with Display("pretrain", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(describe(parts, source, per_epoch))
+        for message in passed_over:
+            display.warn(message)
         for batch in batches(parts, source, range(state.step, total)):
-            corrupt.add(batch.corrupt)
+            corrupt.add(batch)
             is_logged = state.step % config.log.every_steps == 0 or state.step == total - 1
             lr = config.optim.lr_at(state.step, per_epoch)
             result = train_step(parts, batch.to(parts.device), lr, measured=is_logged)
             meter.count(result, num_images=config.optim.batch_size)
+            is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
+            is_probed = probe is not None and is_due(config.eval.every_epochs, per_epoch, state.step, total)
+            if is_logged or is_saved or is_probed:
+                check_finite(result, state.step - 1, scaled=state.scaler.is_enabled())
 
             record: dict[str, float] = {"step": state.step - 1, "epoch": state.step / per_epoch}
             if is_logged:
@@ -131,13 +161,13 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
                     display.warn(warning)
             with meter.paused():
                 is_best = False
-                if probe is not None and is_due(config.eval.every_epochs, per_epoch, state.step, total):
+                if probe is not None and is_probed:
                     record["knn_top1"] = probe.knn(parts.model.backbone, parts.precision)
                     is_best = run.checkpoints.is_best("knn_top1", record["knn_top1"])
-                    display.note(f"epoch {record['epoch']:.3g}: kNN top-1 {record['knn_top1']:.4f} on held-out images")
+                    display.note(f"epoch {record['epoch']:.3g}: kNN top-1 {record['knn_top1']:.4f} on {probe.asked_of}")
                 if len(record) > 2:
                     log.write(record)
-                if is_best or is_due(config.checkpoint.every_epochs, per_epoch, state.step, total):
+                if is_best or is_saved:
                     run.checkpoints.save(state.checkpoint())
                 if is_best:
                     run.checkpoints.mark_best(state.step, "knn_top1", record["knn_top1"])
@@ -151,25 +181,31 @@ def build(config: PretrainConfig, source: ImageSource) -> Pretraining:
     """Everything that a run needs, as it is before step 0."""
     device = choose_device()
     precision = choose_precision(config.compute.precision, device)
-    tokenizer = get_tokenizer(config.tokenizer, config.data, config.grid, Path(config.run)).to(device)
+    choice = with_path(config.tokenizer, Path(config.run))
+    tokenizer = get_tokenizer(choice, first_run(config, len(source)), config.grid).to(device)
     torch.manual_seed(config.seed)
     backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
     optimizer = make_optimizer([model], config.optim)
-    is_taught = config.objective.affinity == "ema" and config.objective.refine_weight > 0
-    state = TrainingState.start(model, optimizer, precision, teacher_of=backbone if is_taught else None)
+    state = TrainingState.start(
+        model, optimizer, precision, teacher_of=backbone if config.objective.has_teacher else None
+    )
 
-    view = first_tokenizer_views(config, source, tokenizer).to(device)
+    view = some_tokenizer_views(config, source, tokenizer).to(device)
     tokenizer, agreement = low_precision(tokenizer, view, precision.dtype, config.tokenizer.min_agreement)
     dtype = next(tokenizer.parameters()).dtype
-    with torch.no_grad():
-        logits = tokenizer.code_logits(view.to(dtype))
-    state.numbers["temperature"] = choose_temperature(tokenizer, logits, config.objective)
+    state.numbers["temperature"] = choose_temperature(tokenizer, logits_of(tokenizer, view), config.objective)
     state.numbers["tokenizer_agreement"] = agreement
     if config.compute.compile:
         model.compile()
     return Pretraining(config, device, precision, tokenizer, dtype, model, state, estimate_cost(config, tokenizer))
+
+
+def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerConfig | None:
+    """The run that has to train the tokenizer first, if there is one."""
+    choice = with_path(config.tokenizer, Path(config.run))
+    return tokenizer_run(choice, config.data, seed=config.seed, num_images=num_images)
 
 
 def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
@@ -184,7 +220,7 @@ def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer_flops(tokenizer, tokenizer.view_size(config.grid)),
         masks_per_image=config.data.masks_per_image,
-        has_teacher=config.objective.affinity == "ema",
+        has_teacher=config.objective.has_teacher,
     )
 
 
@@ -210,15 +246,15 @@ def batches(parts: Pretraining, source: ImageSource, steps: range) -> Iterable[B
     crops = crops_per_step(config.optim, config.data.masks_per_image)
     keys = batch_keys(len(source), crops, config.seed, steps)
     dataset = view_dataset(config, source, parts.tokenizer)
-    return make_loader(dataset, keys, num_workers=auto_workers(config.data), pin=parts.device.type == "cuda")
+    return make_loader(dataset, keys, crops, num_workers=auto_workers(config.data), pin=parts.device.type == "cuda")
 
 
-def first_tokenizer_views(config: PretrainConfig, source: ImageSource, tokenizer: Tokenizer) -> Tensor:
-    """The tokenizer's views of the first images of the run (up to 256): what the temperature is chosen on."""
-    crops = min(256, crops_per_step(config.optim, config.data.masks_per_image))
+def some_tokenizer_views(config: PretrainConfig, source: ImageSource, tokenizer: Tokenizer) -> Tensor:
+    """The tokenizer's views of some images of the run: what its temperature is chosen on."""
+    crops = min(NUM_CALIBRATED, len(source))
     keys = batch_keys(len(source), crops, config.seed, range(1))
-    (batch,) = make_loader(view_dataset(config, source, tokenizer), keys, num_workers=0, pin=False)
-    return tokenizer_input(tokenizer, batch, torch.float32)
+    (batch,) = make_loader(view_dataset(config, source, tokenizer), keys, crops, num_workers=0, pin=False)
+    return tokenizer_input(tokenizer, check_readable(batch, source), torch.float32)
 
 
 def tokenizer_input(tokenizer: Tokenizer, batch: Batch, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
@@ -231,7 +267,7 @@ def train_step(parts: Pretraining, batch: Batch, lr: float, *, measured: bool) -
     config, state, model = parts.config, parts.state, parts.model
     model.train()
     loss = torch.zeros((), device=parts.device)
-    measurements: dict[str, Tensor] = {}
+    measurements: list[dict[str, Tensor]] = []
     for part in split(batch, config.optim.accumulate):
         images = normalise(part.views[0], config.preprocess.mean, config.preprocess.std)
         with torch.no_grad():
@@ -241,13 +277,13 @@ def train_step(parts: Pretraining, batch: Batch, lr: float, *, measured: bool) -
             taught = teacher_features(state.teacher, images, codes.repeats)
             images = images.repeat_interleave(codes.repeats, dim=0)
             prediction = model(images, part.masks, part.patch_ids, codes, taught)
-        if measured and not measurements:
-            measurements = measure(model, prediction, codes, part.patch_ids)
+        if measured:
+            measurements.append(measure(model, prediction, codes, part.patch_ids))
         state.scaler.scale(prediction.loss / config.optim.accumulate).backward()
         loss += prediction.loss.detach() / config.optim.accumulate
     norm = state.apply_gradients(lr, config.optim.clip_grad)
     state.update_teacher(model.backbone, config.objective.ema_decay)
-    return StepResult(loss, norm, measurements)
+    return StepResult(loss, norm, summarise(measurements) if measured else {})
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcbeit.config import Config
+from mcbeit.config import Config, UserPath
 from mcbeit.data import DataConfig, auto_workers
 from mcbeit.device import Precision
 from mcbeit.errors import DataError, ImageError
@@ -26,10 +26,10 @@ class EvalConfig(Config):
     """The k-NN probe during training. It needs labels, which the training itself never sees."""
 
     every_epochs: float | None = Field(None, gt=0)  # None: never
-    gallery: str | None = None  # an ImageFolder or list file; None: data.source, if it has labels
-    queries: str | None = None  # held-out images; None: images of the gallery that are left out of it
-    kind: SourceKind = "imagefolder"
-    num_gallery: int = Field(10000, ge=1)  # at most
+    gallery: UserPath | None = None  # an ImageFolder or list file; None: data.source, if it has labels
+    queries: UserPath | None = None  # held-out images; None: images of the gallery that are left out of it
+    kind: SourceKind = "auto"  # a folder is then an ImageFolder, a file a list
+    num_gallery: int = Field(10000, ge=2)  # at most
     num_queries: int = Field(2000, ge=1)  # at most
 
 
@@ -66,7 +66,8 @@ def require_labels(source: ImageSource) -> Labels:
     """The labels of a source. Raises DataError if it has none."""
     if source.labels is None:
         raise DataError(
-            f"a probe needs labels, but images such as '{source.name(0)}' have none; use eval.kind=imagefolder or list"
+            f"a probe needs labels, but images such as '{source.name(0)}' have none; name an ImageFolder or list file "
+            "with labels as eval.gallery"
         )
     return source.labels
 
@@ -90,26 +91,32 @@ def load_labelled(
     return Labelled(batches, torch.from_numpy(labels[indices][keep]), int((~keep).sum()))
 
 
+def open_labelled(location: str | list[str], kind: SourceKind) -> ImageSource:
+    """A source with labels; `auto` takes a folder as an ImageFolder. Raises DataError if it has none."""
+    source = open_source(location, kind, folders="imagefolder")
+    require_labels(source)
+    return source
+
+
 class OnlineProbe:
     """Labelled images on which a backbone is judged again and again while it trains; decoded at the first time."""
 
     def __init__(self, config: EvalConfig, data: DataConfig, preprocess: Preprocess, seed: int) -> None:
         """Raises DataError before any training if the labels are not there."""
-        gallery = open_source(config.gallery or data.required_source(), config.kind)
+        gallery = open_labelled(config.gallery or data.required_source(), config.kind)
         chosen = pick(gallery, config.num_gallery, seed)
+        if len(chosen) < 2:
+            raise DataError(f"a probe needs at least 2 images, but '{gallery.name(0)}' is alone in its gallery")
         if config.queries is not None:
-            queries = open_source(config.queries, config.kind)
+            queries = open_labelled(config.queries, config.kind)
             asked = pick(queries, config.num_queries, seed)
             if list(queries.classes) != list(gallery.classes):
                 raise DataError(f"eval.queries='{config.queries}' has other classes than the gallery")
-        elif len(chosen) < 2:
-            raise DataError(f"a probe needs at least 2 images, but '{gallery.name(0)}' is the only one in its gallery")
         else:
             queries, cut = gallery, max(1, min(config.num_queries, len(chosen) // 5))
             order = np.random.default_rng(seed).permutation(chosen)
             asked, chosen = np.sort(order[:cut]), np.sort(order[cut:])
-        for source in (gallery, queries):
-            require_labels(source)
+        self.asked_of = "held-out images" if config.queries else "training images that are left out of the gallery"
         self.preprocess, self._workers = preprocess, auto_workers(data)
         self._gallery, self._queries = (gallery, chosen), (queries, asked)
 

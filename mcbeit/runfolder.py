@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import Field
 
 import mcbeit
-from mcbeit.checkpoint import CheckpointFolder, write_json
+from mcbeit.checkpoint import CheckpointFolder, finite, write_bytes, write_json
 from mcbeit.config import Config, dump
+from mcbeit.device import device_name
 from mcbeit.errors import RunError
+from mcbeit.sources import ImageSource
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 MAY_CHANGE = ("run", "compute.", "log.", "checkpoint.", "eval.", "data.num_workers", "data.max_corrupt_fraction")
@@ -41,7 +44,7 @@ class RunFolder:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line of measurements."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+            file.write(json.dumps(finite(record)) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All measurements so far."""
@@ -50,9 +53,7 @@ class RunFolder:
     def rewind(self, step: int) -> None:
         """Forget measurements at or after `step`: they will be made again."""
         kept = [record for record in self.records() if record["step"] < step]
-        partial = self.metrics_file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        partial.replace(self.metrics_file)
+        write_bytes(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
@@ -62,6 +63,10 @@ class RunFolder:
         summary = {**last, **numbers, "best": self.checkpoints.best()}
         write_json(self.path / "summary.json", summary)
         return summary
+
+    def has_begun(self) -> bool:
+        """Whether anything was measured or saved."""
+        return bool(self.records() or self.checkpoints.steps())
 
     def summary(self) -> dict[str, Any] | None:
         """The summary of a complete run, else None."""
@@ -96,10 +101,14 @@ class MetricLog:
                     self._board.add_scalar(name, value, int(record["step"]))
 
 
-def open_run(config: Config, path: Path, *, resume: bool, keep: int, seed: int) -> RunFolder:
+def open_run(
+    config: Config, path: Path, source: ImageSource, *, resume: bool, keep: int, seed: int, device: torch.device
+) -> RunFolder:
     """Make the folder of a new run, or with `resume` open one that exists; config and environment are written first.
 
-    Raises RunError if the folder belongs to something else, to a run that is not to be resumed, or to another config.
+    A run that stopped before its first measurement counts as new, and with `resume` one without checkpoint may go on
+    with anything. Raises RunError if the folder belongs to something else, to a run that is not to be resumed, to
+    another config, or to a source that has changed since.
     """
     run = RunFolder(path, keep=keep)
     if path.exists() and not path.is_dir():
@@ -107,14 +116,15 @@ def open_run(config: Config, path: Path, *, resume: bool, keep: int, seed: int) 
     if path.is_dir() and any(path.iterdir()):
         if not (path / "config.yaml").is_file():
             raise RunError(f"the folder '{path}' is not empty and is not a run; choose another with run=FOLDER")
-        if not resume:
+        if run.has_begun() and not resume:
             raise RunError(f"the run '{path}' exists already; go on with --resume, or choose another with run=FOLDER")
-        _check_same(config, path)
-        return run
+        if run.checkpoints.steps():
+            _check_same(config, path)
+            _check_source(source, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "env.json", environment(seed))
-        (path / "config.yaml").write_text(dump(config), encoding="utf-8")
+        write_json(path / "env.json", {**environment(seed, device), "source": source.summary()})
+        write_bytes(path / "config.yaml", dump(config).encode())
     except OSError as error:
         raise RunError(f"the run folder '{path}' cannot be written: {error.strerror}") from error
     return run
@@ -134,7 +144,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def environment(seed: int) -> dict[str, Any]:
+def environment(seed: int, device: torch.device) -> dict[str, Any]:
     """What a run needs to be repeated, beside its config."""
     return {
         "mcbeit": mcbeit.__version__,
@@ -143,7 +153,7 @@ def environment(seed: int) -> dict[str, Any]:
         "seed": seed,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": device_name(device)},
     }
 
 
@@ -162,7 +172,10 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def _check_same(config: Config, path: Path) -> None:
-    old = _flat(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise RunError(f"'{path / 'config.yaml'}' holds no config; choose another folder with run=FOLDER")
+    old = _flat(values)
     new = _flat(yaml.safe_load(dump(config)))
     changed = [
         f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
@@ -171,6 +184,18 @@ def _check_same(config: Config, path: Path) -> None:
     ]
     if changed:
         raise RunError("\n".join([f"the run '{path}' cannot be resumed with another config:", *changed]))
+
+
+def _check_source(source: ImageSource, path: Path) -> None:
+    """Steps, order and batches depend on the images that there are, so another source would be another run."""
+    file = path / "env.json"
+    old = json.loads(file.read_text(encoding="utf-8")).get("source") if file.exists() else None
+    new = source.summary()
+    if old is not None and old != new:
+        raise RunError(
+            f"the images of the run '{path}' have changed: {old['images']} images when it began, {new['images']} now, "
+            "or other names. Bring the old ones back, or start another run with run=FOLDER"
+        )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

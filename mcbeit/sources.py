@@ -1,14 +1,16 @@
 """Where images come from: a folder tree, an ImageFolder with labels, or a list file; checked before work starts.
 
 A source gives the encoded bytes of image `i`; decoding is somebody else's. A further kind of source is one more class
-with the same four members and one more entry in `open_source`.
+with the members of `ImageSource` and one more entry in `open_source`.
 """
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -17,6 +19,7 @@ from mcbeit.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SourceKind = Literal["auto", "folder", "imagefolder", "list"]
+PREPARED = ("emoji", "fashion-mnist", "photos")  # of `mcbeit data prepare`
 Labels = Int[np.ndarray, " image"]
 
 
@@ -35,6 +38,9 @@ class ImageSource(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded image; raises OSError if it cannot be read."""
+
+    def summary(self) -> dict[str, Any]:
+        """The number of images, and a hash that is another one if they are, or are called, otherwise; for JSON."""
 
 
 class FileSource:
@@ -61,6 +67,11 @@ class FileSource:
     def read(self, index: int) -> bytes:
         """The bytes of the file."""
         return Path(self.name(index)).read_bytes()
+
+    def summary(self) -> dict[str, Any]:
+        """By the paths below the root, so a folder may be moved; the content of files is not looked at."""
+        names = hashlib.sha256(self._ends.tobytes() + self._text).hexdigest()
+        return {"images": len(self), "names_sha256": names}
 
 
 class JoinedSource:
@@ -97,32 +108,46 @@ class JoinedSource:
         part, inner = self._find(index)
         return part.read(inner)
 
+    def summary(self) -> dict[str, Any]:
+        """By the summaries of the parts, in their order."""
+        names = hashlib.sha256(json.dumps([part.summary() for part in self.parts]).encode()).hexdigest()
+        return {"images": len(self), "names_sha256": names}
 
-def open_source(location: str | Sequence[str], kind: SourceKind = "auto") -> ImageSource:
+
+def open_source(
+    location: str | Sequence[str], kind: SourceKind = "auto", *, folders: Literal["folder", "imagefolder"] = "folder"
+) -> ImageSource:
     """Open one location, or several as one source.
 
-    `auto` takes a folder as an unlabelled tree and a file as a list. Raises DataError if a location is missing, holds
-    no image, or if its labels do not match.
+    `auto` takes a file as a list and a folder as `folders` says: an unlabelled tree, or an ImageFolder. Raises
+    DataError if a location is missing, holds no image, or if its labels do not match.
     """
-    if isinstance(location, str):
-        return _open_one(Path(location).expanduser(), kind)
-    if not location:
+    locations = [location] if isinstance(location, str) else location
+    if not locations:
         raise DataError("the list of image sources is empty; name at least one folder or list file")
-    parts = [_open_one(Path(part).expanduser(), kind) for part in location]
+    parts = [_open_one(Path(part).expanduser(), kind, folders) for part in locations]
     return parts[0] if len(parts) == 1 else JoinedSource(parts)
 
 
-def _open_one(path: Path, kind: SourceKind) -> ImageSource:
+def _open_one(path: Path, kind: SourceKind, folders: Literal["folder", "imagefolder"]) -> ImageSource:
     if not path.exists():
-        raise DataError(f"there is no image source at '{path}' (looked from {Path.cwd()})")
+        raise DataError(f"there is no image source at '{path}' (looked from {Path.cwd()}){_how_to_make(path)}")
     if kind == "auto":
-        kind = "folder" if path.is_dir() else "list"
+        kind = folders if path.is_dir() else "list"
     if kind == "list" and path.is_dir():
         raise DataError(f"'{path}' is a folder, but a list file was asked for; use the kind folder or imagefolder")
     if kind != "list" and not path.is_dir():
         raise DataError(f"'{path}' is a file, but a folder of images was asked for; use the kind list for a list file")
     openers = {"folder": open_folder, "imagefolder": open_imagefolder, "list": open_list}
     return openers[kind](path)
+
+
+def _how_to_make(path: Path) -> str:
+    """What to type if the presets' own images are not there yet: they lie at data/NAME/SPLIT."""
+    folder = path.parent
+    if path.name not in ("train", "val") or folder.name not in PREPARED:
+        return ""
+    return f"; make it: mcbeit data prepare {folder.name} {folder}"
 
 
 def open_folder(root: Path) -> FileSource:

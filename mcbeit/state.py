@@ -76,5 +76,6 @@ class TrainingState:
         if self.teacher is not None:
             self.teacher.load_state_dict(checkpoint.tensors["teacher"])
         self.numbers = {name: value for name, value in checkpoint.numbers.items() if name != "scaler"}
-        self.scaler.load_state_dict(checkpoint.numbers["scaler"])
+        if self.scaler.is_enabled() and checkpoint.numbers["scaler"]:  # else the precision is another one now
+            self.scaler.load_state_dict(checkpoint.numbers["scaler"])
         self.step = checkpoint.step

@@ -1,18 +1,19 @@
 """Which tokenizer a pretraining run uses: where its weights come from, and how its temperature is found."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mcbeit.checkpoint import CheckpointFolder, load_checkpoint
-from mcbeit.config import Config, validate
+from mcbeit.checkpoint import CheckpointFolder
+from mcbeit.config import Config, UserPath, validate
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import RunError
 from mcbeit.masked import ObjectiveConfig
@@ -22,6 +23,7 @@ from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
 from mcbeit.vqgan import GumbelVQGAN, GumbelVQGANConfig
 
 TEMPERATURE_BOUNDS = (1e-4, 1e4)
+SLICE = 8  # images that a tokenizer sees at once where no training limits the batch: VQGAN takes 30 MiB for each
 UNIFORM_MARGIN = 0.02  # nats below log V at which targets say nothing
 
 
@@ -29,11 +31,22 @@ class TokenizerChoice(Config):
     """The frozen tokenizer of a pretraining run."""
 
     kind: Literal["dvae", "vqgan"] = "vqgan"
-    path: str | None = None  # a tokenizer run (dvae), a .safetensors file (vqgan), or 'random': for speed tests only
+    path: UserPath | None = (
+        None  # a tokenizer run (dvae), a .safetensors file (vqgan), or 'random': for speed tests only
+    )
     preset: str | None = None  # train this preset on the same images first, where `path` does not exist yet
     interpolation: Interpolation = "lanczos"  # of the tokenizer's view
     min_agreement: float = Field(0.98, ge=0, le=1)  # share of equal codes from which low precision is used for it
     vqgan: GumbelVQGANConfig = GumbelVQGANConfig()
+
+    @model_validator(mode="after")
+    def _a_preset_is_a_dvae(self) -> "TokenizerChoice":
+        if self.preset is not None and self.kind != "dvae":
+            raise ValueError(
+                f"tokenizer.preset={self.preset} trains a tokenizer of kind dvae, found tokenizer.kind={self.kind}; "
+                "set tokenizer.preset=null to use weights of another kind"
+            )
+        return self
 
 
 def load_tokenizer(choice: TokenizerChoice) -> Tokenizer:
@@ -61,15 +74,20 @@ def require_path(choice: TokenizerChoice) -> str:
 
 
 def load_dvae(run: Path) -> DiscreteVAE:
-    """The newest tokenizer of a tokenizer run."""
-    folder = CheckpointFolder(run / "checkpoints")
-    steps = folder.steps()
-    if not steps:
+    """The tokenizer of a finished tokenizer run. Raises RunError if the run is none, or not finished."""
+    checkpoint = CheckpointFolder(run / "checkpoints").newest()
+    if checkpoint is None:
         raise RunError(f"there is no trained tokenizer at '{run}'; train one: mcbeit train demo-tokenizer run={run}")
-    checkpoint = load_checkpoint(folder.folder(steps[-1]))
+    if "tokenizer" not in checkpoint.numbers:
+        raise RunError(f"'{run}' is no tokenizer run; name the folder of a run whose job is tokenizer")
+    if "temperature" not in checkpoint.numbers:
+        raise RunError(
+            f"the tokenizer run '{run}' has no usable codes: it is unfinished or its codes have collapsed; go on with: "
+            f"mcbeit train {run / 'config.yaml'} --resume"
+        )
     tokenizer = DiscreteVAE(validate(DiscreteVAEConfig, checkpoint.numbers["tokenizer"], origin=str(run)))
     tokenizer.load_state_dict(checkpoint.tensors["model"], assign=True)  # also where a plan was made on meta
-    tokenizer.default_temperature = checkpoint.numbers.get("temperature", tokenizer.default_temperature)
+    tokenizer.default_temperature = checkpoint.numbers["temperature"]
     return tokenizer
 
 
@@ -78,7 +96,11 @@ def _load_vqgan(tokenizer: GumbelVQGAN, path: Path) -> None:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"the tokenizer weights '{path}' cannot be read as safetensors: {error}") from error
-    missing, _ = tokenizer.load_state_dict(found, strict=False)
+    try:
+        missing, _ = tokenizer.load_state_dict(found, strict=False)
+    except RuntimeError as error:  # torch lists every tensor, one per line
+        first = str(error).splitlines()[1].strip()
+        raise RunError(f"'{path}' has other sizes than tokenizer.vqgan says, for example: {first}") from None
     if missing:
         raise RunError(f"'{path}' is no Gumbel-VQGAN: {len(missing)} tensors are missing, such as '{missing[0]}'")
 
@@ -112,7 +134,8 @@ def choose_temperature(
 ) -> float:
     """The configured, calibrated or default temperature, checked on the logits of some images.
 
-    Raises RunError if the codes have collapsed or if the targets would be uniform, which no loss curve would show.
+    Hard targets have none: 1 then stands for it. Raises RunError if the codes have collapsed or if the targets would be
+    uniform, which no loss curve would show.
     """
     used = perplexity(count_codes(logits))
     if used < 1.5:
@@ -120,11 +143,13 @@ def choose_temperature(
             f"the tokenizer has collapsed: its codes have a perplexity of {used:.2f} on the first images, so there is "
             "nothing to predict; train it longer or check tokenizer.path"
         )
+    if objective.hard:
+        return 1.0
     if objective.target_perplexity is not None:
         return calibrate_temperature(logits, objective.target_perplexity)
     temperature = objective.temperature or tokenizer.default_temperature
     spread, limit = mean_entropy(logits, temperature), math.log(logits.shape[-1])
-    if not objective.hard and spread > limit - UNIFORM_MARGIN:
+    if spread > limit - UNIFORM_MARGIN:
         raise RunError(
             f"at temperature {temperature:g} the targets are uniform: their mean entropy is {spread:.3f} of at most "
             f"{limit:.3f} nats. Lower objective.temperature, or set objective.target_perplexity (4 is a good start)"
@@ -139,8 +164,13 @@ def low_precision(
     tokenizer = tokenizer.to(memory_format=torch.channels_last)
     if dtype == torch.float32:
         return tokenizer, 1.0
-    with torch.no_grad():
-        exact = tokenizer.code_logits(images.float()).argmax(dim=-1)
-        low = tokenizer.to(dtype).code_logits(images.to(dtype)).argmax(dim=-1)
-    agreement = float((exact == low).float().mean())
-    return (tokenizer, agreement) if agreement >= min_agreement else (tokenizer.float(), agreement)
+    low = copy.deepcopy(tokenizer).to(dtype)
+    agreement = float((logits_of(tokenizer, images).argmax(-1) == logits_of(low, images).argmax(-1)).float().mean())
+    return (low if agreement >= min_agreement else tokenizer), agreement
+
+
+@torch.no_grad()
+def logits_of(tokenizer: Tokenizer, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+    """The code logits of many images, a few at a time, in the dtype of the tokenizer."""
+    dtype = next(tokenizer.parameters()).dtype
+    return torch.cat([tokenizer.code_logits(part.to(dtype)) for part in images.split(SLICE)])

@@ -4,6 +4,8 @@ Codes are relaxed by the Gumbel-softmax while training. Two things keep the code
 a batch is pulled towards uniform, and codes that were the best of no patch for a while are made copies of busy ones.
 """
 
+import contextlib
+import io
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +18,22 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mcbeit.augment import CropConfig, View, normalise
-from mcbeit.checkpoint import CheckpointConfig, load_checkpoint
-from mcbeit.config import Config, read_values, validate
-from mcbeit.data import CorruptImages, DataConfig, ViewDataset, auto_workers, batch_keys, make_loader
+from mcbeit.checkpoint import CheckpointConfig, write_bytes
+from mcbeit.config import Config, Seed, UserPath, read_values, validate
+from mcbeit.data import (
+    CorruptImages,
+    DataConfig,
+    ViewDataset,
+    auto_workers,
+    batch_keys,
+    check_readable,
+    make_loader,
+)
 from mcbeit.device import ComputeConfig, choose_device, choose_precision, thread_limit
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
-from mcbeit.errors import ConfigError
-from mcbeit.meter import Meter, StepResult, is_due, status_line
+from mcbeit.errors import ConfigError, RunError
+from mcbeit.masked import ObjectiveConfig
+from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line
 from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
 from mcbeit.preprocess import Interpolation
 from mcbeit.progress import Display
@@ -31,11 +42,19 @@ from mcbeit.sources import open_source
 from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
-from mcbeit.tokenizer_choice import TokenizerChoice, calibrate_temperature, load_tokenizer, require_path
+from mcbeit.tokenizer_choice import (
+    SLICE,
+    TokenizerChoice,
+    calibrate_temperature,
+    load_tokenizer,
+    logits_of,
+    require_path,
+)
 from mcbeit.vqgan import GumbelVQGAN
 
 DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
 NUM_JUDGED = 512  # images that a finished tokenizer is judged on
+NUM_CALIBRATED = 64  # of them, whose logits are kept for its temperature
 
 
 class CodebookConfig(Config):
@@ -52,8 +71,8 @@ class TokenizerConfig(Config):
     """Everything about a tokenizer run."""
 
     job: Literal["tokenizer"] = "tokenizer"
-    run: str = "runs/tokenizer"
-    seed: int = Field(0, ge=0)
+    run: UserPath = "runs/tokenizer"
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     image_size: int = Field(112, ge=1)  # pixels of the crops that it is trained on
     interpolation: Interpolation = "lanczos"
@@ -81,51 +100,75 @@ class TokenizerConfig(Config):
         return self
 
 
-def get_tokenizer(choice: TokenizerChoice, data: DataConfig, grid: tuple[int, int], run: Path) -> Tokenizer:
-    """The tokenizer of a pretraining run, trained first on the same images if it is not there yet.
+def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
+    """The choice with the place of its weights: without one, what a preset trains is kept in RUN/tokenizer."""
+    if choice.preset is None or choice.path is not None:
+        return choice
+    return choice.model_copy(update={"path": str(run / "tokenizer")})
 
-    Without a path it is kept in RUN/tokenizer. Raises ConfigError if its codes do not fit the patch grid.
+
+def tokenizer_run(
+    choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
+) -> TokenizerConfig | None:
+    """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
+
+    It reads the same images in the same way; a batch is never larger than the source.
     """
-    if choice.preset is not None:
-        choice = choice.model_copy(update={"path": choice.path or str(run / "tokenizer")})
-        assert choice.path is not None
-        if read_summary(Path(choice.path)) is None:
-            config = preset_for(choice, data)
-            _check_grid(DiscreteVAE(config.model), grid)
-            train_tokenizer(config, resume=True)
+    if choice.preset is None or (choice.path is not None and read_summary(Path(choice.path)) is not None):
+        return None
+    values = read_values(choice.preset)
+    if choice.path is not None:
+        values["run"] = choice.path
+    values["seed"] = seed
+    values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
+    config = validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+    if num_images is None or config.optim.batch_size <= num_images:
+        return config
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
+
+
+def get_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int]) -> Tokenizer:
+    """The tokenizer of a pretraining run, trained by the run `first` if there is one.
+
+    Raises ConfigError if its codes do not fit the patch grid.
+    """
+    if first is not None:
+        train_tokenizer(first, resume=True)
     tokenizer = load_tokenizer(choice)
     _check_grid(tokenizer, grid)
     return tokenizer
 
 
-def preset_for(choice: TokenizerChoice, data: DataConfig) -> TokenizerConfig:
-    """The tokenizer run that `choice` asks for, on these images."""
-    assert choice.preset is not None
-    values = read_values(choice.preset)
-    if choice.path is not None:
-        values["run"] = choice.path
-    values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
-    return validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
-
-
-def check_tokenizer(choice: TokenizerChoice, data: DataConfig, grid: tuple[int, int]) -> None:
-    """Raise ConfigError or RunError now if `get_tokenizer` would later."""
+def check_tokenizer(
+    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], objective: ObjectiveConfig
+) -> None:
+    """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
     if choice.kind == "vqgan":
         require_path(choice)
+    if first is not None:
+        _check_size(first)
     with torch.device("meta"):
-        _check_grid(planned_tokenizer(choice, data), grid)
+        tokenizer = planned_tokenizer(choice, first)
+    _check_grid(tokenizer, grid)
+    if (wanted := objective.target_perplexity) is not None and wanted >= tokenizer.vocab_size and not objective.hard:
+        raise ConfigError(
+            f"objective.target_perplexity={wanted:g} must be less than the tokenizer's {tokenizer.vocab_size} codes"
+        )
 
 
-def planned_tokenizer(choice: TokenizerChoice, data: DataConfig) -> Tokenizer:
+def planned_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None) -> Tokenizer:
     """A tokenizer of the sizes that a run will have, its weights not those of the run: for estimates.
 
     Raises RunError if nothing tells the sizes.
     """
     if choice.kind == "vqgan":
         return GumbelVQGAN(choice.vqgan)
-    if choice.preset is not None and (choice.path is None or read_summary(Path(choice.path)) is None):
-        return DiscreteVAE(preset_for(choice, data).model)
-    return load_tokenizer(choice)
+    return load_tokenizer(choice) if first is None else DiscreteVAE(first.model)
+
+
+def _check_size(config: TokenizerConfig) -> None:
+    if config.image_size % config.model.stride:
+        raise ConfigError(f"image_size={config.image_size} must be a multiple of model.stride={config.model.stride}")
 
 
 def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
@@ -145,12 +188,19 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[st
 
 
 def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
-    if config.image_size % config.model.stride:
-        raise ConfigError(f"image_size={config.image_size} must be a multiple of model.stride={config.model.stride}")
+    _check_size(config)
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
-    run = open_run(config, Path(config.run), resume=resume, keep=config.checkpoint.keep, seed=config.seed)
+    run = open_run(
+        config,
+        Path(config.run),
+        source,
+        resume=resume,
+        keep=config.checkpoint.keep,
+        seed=config.seed,
+        device=choose_device(),
+    )
     if (summary := run.summary()) is not None:
         return summary
     device = choose_device()
@@ -159,22 +209,27 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
     model = DiscreteVAE(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState.start(model, make_optimizer([model], config.optim), precision, teacher_of=None)
     state.numbers["tokenizer"] = config.model.model_dump()
-    if steps := run.checkpoints.steps():
-        state.restore(load_checkpoint(run.checkpoints.folder(steps[-1])))
+    passed_over: list[str] = []
+    if (checkpoint := run.checkpoints.newest(passed_over.append)) is not None:
+        state.restore(checkpoint)
     run.rewind(state.step)
     dataset = ViewDataset(
         source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)
     )
     keys = batch_keys(len(source), crops_per_step(config.optim, 1), config.seed, range(state.step, total))
-    loader = make_loader(dataset, keys, num_workers=auto_workers(config.data), pin=device.type == "cuda")
+    loader = make_loader(
+        dataset, keys, config.optim.batch_size, num_workers=auto_workers(config.data), pin=device.type == "cuda"
+    )
     corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
     meter = Meter(device)
     use = torch.tensor(state.numbers.get("use", [0.0] * model.vocab_size), device=device)  # since the last revival
 
     with Display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
+        for message in passed_over:
+            display.warn(message)
         for batch in loader:
-            corrupt.add(batch.corrupt)
+            corrupt.add(batch)
             step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
             images = model_input(model, batch.to(device).views[0])
             with precision.autocast(device):
@@ -188,7 +243,11 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
             use += count_codes(logits.detach())
             is_logged = step % config.log.every_steps == 0 or state.step == total
             measurements = {"reconstruction_error": error.detach()} if is_logged else {}
-            meter.count(StepResult(loss.detach(), norm, measurements), num_images=config.optim.batch_size)
+            result = StepResult(loss.detach(), norm, measurements)
+            meter.count(result, num_images=config.optim.batch_size)
+            is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
+            if is_logged or is_saved:
+                check_finite(result, step, scaled=state.scaler.is_enabled())
             if state.step % config.codebook.revive_every_steps == 0:
                 if state.step <= config.codebook.revive_until * total:
                     revive_dead_codes(model, use, config.seed + step)
@@ -207,8 +266,10 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
                 log.write(record)
             with meter.paused():
                 if state.step == total:
-                    state.numbers |= judge(model, dataset, config, device)
-                if is_due(config.checkpoint.every_epochs, per_epoch, state.step, total):
+                    state.numbers |= judge(model, dataset, config, device, unused_epoch=state.step // per_epoch + 1)
+                    if "temperature" not in state.numbers:
+                        display.warn("the codes have collapsed: no temperature gives patches several choices")
+                if is_saved:
                     state.numbers["use"] = use.tolist()
                     run.checkpoints.save(state.checkpoint())
             display.advance(status_line(record) if is_logged else None)
@@ -252,34 +313,42 @@ def revive_dead_codes(model: DiscreteVAE, use: Float[Tensor, " code"], seed: int
 
 
 @torch.no_grad()
-def judge(model: DiscreteVAE, dataset: ViewDataset, config: TokenizerConfig, device: torch.device) -> dict[str, Any]:
+def judge(
+    model: DiscreteVAE, dataset: ViewDataset, config: TokenizerConfig, device: torch.device, *, unused_epoch: int
+) -> dict[str, Any]:
     """A finished tokenizer on crops of an epoch that it was not trained on; also saves the picture of reconstructions.
 
     Returns the reconstruction error (mean squared, of pixels in [-1, 1]), code use, and the temperature at which
-    patches have DEFAULT_PERPLEXITY choices.
+    patches have DEFAULT_PERPLEXITY choices (fewer in a vocabulary of at most 6); no temperature if there is none.
     """
     model.eval()
     count = min(NUM_JUDGED, len(dataset))
-    keys = batch_keys(len(dataset), count, config.seed + 1, range(1))
-    (batch,) = make_loader(dataset, keys, num_workers=0, pin=False)
-    images = model_input(model, batch.views[0].to(device))
-    logits = torch.cat([model.code_logits(part) for part in images.split(64)])
-    decoded = torch.cat([model.reconstruct(part) for part in images.split(64)])
-    counts = count_codes(logits)
+    first = unused_epoch * (len(dataset) // count)
+    keys = batch_keys(len(dataset), count, config.seed, range(first, first + 1))
+    (batch,) = make_loader(dataset, keys, count, num_workers=0, pin=False)
+    images = model_input(model, check_readable(batch, dataset.source).views[0].to(device))
+    parts = images.split(SLICE)
+    counts = sum((count_codes(model.code_logits(part)) for part in parts), torch.zeros(model.vocab_size, device=device))
+    decoded = torch.cat([model.reconstruct(part) for part in parts])
     save_comparison(images[:16], decoded[:16], Path(config.run) / "reconstructions.png")
-    model.train()
-    return {
+    found = {
         "reconstruction_error": float(F.mse_loss(decoded, images)),
         "pixel_variance": float(images.var()),
         "codes_used": int((counts > 0).sum()),
         "code_perplexity": perplexity(counts),
         "code_counts": counts.int().tolist(),
-        "temperature": calibrate_temperature(logits, DEFAULT_PERPLEXITY),
     }
+    goal = min(DEFAULT_PERPLEXITY, (1 + model.vocab_size) / 2)
+    with contextlib.suppress(RunError):  # collapsed codes: a run of hours still ends with what it has learned
+        found["temperature"] = calibrate_temperature(logits_of(model, images[:NUM_CALIBRATED]), goal)
+    model.train()
+    return found
 
 
 def save_comparison(images: Tensor, decoded: Tensor, path: Path) -> None:
     """A PNG of two rows: images above, what their codes say of them below; pixels in [-1, 1]."""
     rows = [torch.cat(list(row), dim=2) for row in (images, decoded)]
     pixels = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte()
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())

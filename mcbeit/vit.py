@@ -96,15 +96,6 @@ class VisionTransformer(Beit):
                 tokens = block(tokens, shared_rel_pos_bias=bias)
         return self.norm(tokens)
 
-    def block_tokens(self, images: Float[Tensor, "batch 3 height width"]) -> list[Float[Tensor, "batch token dim"]]:
-        """The tokens after each block, before the final norm: what probes of a middle layer read."""
-        tokens, found = self._embed(images, None), []
-        bias = self.rel_pos_bias()
-        for block in self.blocks:
-            tokens = block(tokens, shared_rel_pos_bias=bias)
-            found.append(tokens)
-        return found
-
     def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
         tokens = self.patch_embed(images)
         if mask is not None:

@@ -6,7 +6,7 @@ The default sizes are those of the public model with stride 8 and 8192 codes (26
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mcbeit.config import Config
@@ -19,7 +19,9 @@ class GumbelVQGANConfig(Config):
     vocab_size: int = Field(8192, ge=2)
     embed_dim: int = Field(256, ge=1)
     dim: int = Field(128, ge=32, multiple_of=32)  # width of the first level; group norms have 32 groups
-    multipliers: tuple[int, ...] = Field((1, 1, 2, 4), min_length=1)  # of the width, per level; stride 2^(levels - 1)
+    multipliers: tuple[PositiveInt, ...] = Field(
+        (1, 1, 2, 4), min_length=1
+    )  # of the width, per level; stride 2^(levels - 1)
     num_blocks: int = Field(2, ge=1)
 
 

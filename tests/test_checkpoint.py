@@ -105,6 +105,26 @@ def test_save__sweeps_up_what_a_killed_save_of_the_step_left(tmp_path) -> None:
     assert tree(tmp_path) == {"step-00000005", "step-00000005/manifest.json", "step-00000005/model.safetensors"}
 
 
+# newest
+
+
+def test_newest__passes_over_what_is_damaged(tmp_path) -> None:
+    folder, told = CheckpointFolder(tmp_path, keep=9), []
+    assert folder.newest() is None
+    for step in (10, 20):
+        folder.save(example(step))
+    file = folder.folder(20) / "model.safetensors"
+    file.write_bytes(b"\xff" * file.stat().st_size)
+    newest = folder.newest(told.append)
+    assert newest is not None
+    assert newest.step == 10
+    assert len(told) == 1
+    assert f"the checkpoint '{folder.folder(20)}' is damaged" in told[0]
+    shutil.rmtree(folder.folder(10))
+    with pytest.raises(RunError, match=r"step-00000020' is damaged .*; remove this folder"):
+        folder.newest()
+
+
 # which are kept
 
 
@@ -186,7 +206,7 @@ def test_steps__an_incomplete_checkpoint_does_not_count(damage: Any, tmp_path) -
     damage(folder.folder(30))
     assert folder.steps() == [20]
     assert not is_complete(folder.folder(30))
-    with pytest.raises(RunError, match="step-00000030' is not a complete checkpoint; use another step of the same run"):
+    with pytest.raises(RunError, match="step-00000030' is not a complete checkpoint"):
         load_checkpoint(folder.folder(30))
     folder.save(example(40))
     assert folder.steps() == [20, 40]  # two whole ones are kept, not one whole and one broken
@@ -196,7 +216,7 @@ def test_load_checkpoint__refuses_damaged_tensors(tmp_path) -> None:
     path = CheckpointFolder(tmp_path).save(example(5))
     size = (path / "model.safetensors").stat().st_size
     (path / "model.safetensors").write_bytes(b"\xff" * size)
-    with pytest.raises(RunError, match=r"the checkpoint '.*step-00000005' is damaged \(.+\); use another step"):
+    with pytest.raises(RunError, match=r"the checkpoint '.*step-00000005' is damaged \(.+\); remove this folder"):
         load_checkpoint(path)
 
 

@@ -40,7 +40,7 @@ def test_estimate__divides_the_tokenizer_by_masks_and_adds_a_teacher() -> None:
     one = estimate(**options, masks_per_image=1, has_teacher=False)
     four = estimate(**options, masks_per_image=4, has_teacher=True)
     assert four.tokenizer == one.tokenizer / 4
-    assert four.teacher == backbone_flops(**BASE)
+    assert four.teacher == backbone_flops(**BASE) / 4
     assert one.teacher == 0
 
 

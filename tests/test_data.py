@@ -8,6 +8,7 @@ import pytest
 import torch
 from images import broken_images, encode, good_images, photo, write_images
 
+import mcbeit.data as module
 from mcbeit.augment import CropConfig, View
 from mcbeit.config import validate
 from mcbeit.data import (
@@ -58,7 +59,7 @@ def dataset(folder: Path, *, seed: int = 0, masks_per_image: int = 1, **crop: An
 
 def load(data: ViewDataset, steps: range, *, num_workers: int = 0, batch_size: int = 4) -> list[Batch]:
     keys = batch_keys(len(data), batch_size, data.seed, steps)
-    return list(make_loader(data, keys, num_workers=num_workers, pin=False))
+    return list(make_loader(data, keys, batch_size, num_workers=num_workers, pin=False))
 
 
 def same(first: Batch, second: Batch) -> bool:
@@ -174,7 +175,7 @@ def test_make_loader__parts_of_a_batch_are_that_batch(photos) -> None:
     """As data-parallel workers take them: the keys of a global batch, cut into one slice per rank."""
     data = dataset(photos, masks_per_image=2)
     keys = list(batch_keys(len(data), 6, 0, range(2)))
-    parts = [list(make_loader(data, [k[rank::2] for k in keys], num_workers=0, pin=False)) for rank in (0, 1)]
+    parts = [list(make_loader(data, [k[rank::2] for k in keys], 3, num_workers=0, pin=False)) for rank in (0, 1)]
     for whole, first, second in zip(load(data, range(2), batch_size=6), *parts, strict=True):
         assert torch.equal(whole.views[0][0::2], first.views[0])
         assert torch.equal(whole.views[1][1::2], second.views[1])
@@ -233,7 +234,7 @@ def test_corrupt_images__lists_each_once_with_its_reason(num_workers: int, damag
     data = dataset(damaged)
     listed = CorruptImages(data.source, tmp_path / "corrupt.txt", max_fraction=0.2)
     for batch in load(data, range(6), batch_size=5, num_workers=num_workers):  # two epochs
-        listed.add(batch.corrupt)
+        listed.add(batch)
     assert len(listed) == 3
     lines = dict(line.split("\t") for line in (tmp_path / "corrupt.txt").read_text().splitlines())
     assert lines == {
@@ -243,10 +244,26 @@ def test_corrupt_images__lists_each_once_with_its_reason(num_workers: int, damag
     }
 
 
-def test_dataset__gives_up_where_nothing_can_be_read(tmp_path) -> None:
-    write_images(tmp_path, BROKEN | {"page.svg.png": b"<svg/>"})
-    with pytest.raises(DataError, match=r"100 images in a row cannot be read, such as .*/\S+, .*/\S+, .*/\S+: \w"):
-        load(dataset(tmp_path), range(1))
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrupt_images__are_listed_where_nothing_can_be_read(num_workers: int, tmp_path) -> None:
+    write_images(tmp_path / "bad", BROKEN | {"page.svg.png": b"<svg/>"})
+    data = dataset(tmp_path / "bad")
+    (batch,) = load(data, range(1), num_workers=num_workers)
+    for max_fraction, message in [(0.01, "images cannot be read, more than"), (1.0, "100 images in a row cannot be")]:
+        listed = CorruptImages(data.source, tmp_path / f"{max_fraction}.txt", max_fraction=max_fraction)
+        with pytest.raises(DataError, match=message):
+            listed.add(batch)
+        assert (tmp_path / f"{max_fraction}.txt").read_text().count("\n") == len(listed) == len(data)
+
+
+def test_make_loader__reads_no_further_ahead_than_memory_allows(photos, monkeypatch) -> None:
+    data = dataset(photos)
+    sizes = {limit: [] for limit in (0, 3 * 4 * 960, 2**40)}
+    for limit in sizes:
+        monkeypatch.setattr(module, "PREFETCH_BYTES", limit)
+        loader = make_loader(data, batch_keys(NUM_PHOTOS, 4, 0, range(1)), 4, num_workers=1, pin=False)
+        sizes[limit] = loader.prefetch_factor
+    assert list(sizes.values()) == [1, 3, 4]
 
 
 # the config

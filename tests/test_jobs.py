@@ -101,6 +101,23 @@ def test_train__prints_the_config_and_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_load_job__omega_replaces_the_refine_weight_of_a_preset() -> None:
+    config = load_job("mcbeit-base", ["objective.omega=0.3"])
+    assert isinstance(config, PretrainConfig)
+    assert config.objective.refine_weight == 0.3
+
+
+def test_cost_lines__count_what_is_not_there_yet_and_say_so(tmp_path: Path) -> None:
+    lines = list(
+        cost_lines(load_job("demo", [f"tokenizer.path={tmp_path}/none", "data.source=data/fashion-mnist/train"]))
+    )
+    steps = next(line for line in lines if line.startswith("steps: "))
+    if not Path("data/fashion-mnist/train").exists():
+        assert "make it: mcbeit data prepare fashion-mnist data/fashion-mnist" in steps
+        assert "with the images of ImageNet-1K" in steps
+    assert f"a tokenizer is trained first, into {tmp_path}/none: " in "\n".join(lines)
+
+
 def test_train__explains_every_mistake_at_once() -> None:
     result = CliRunner().invoke(cli, ["train", "demo", "optim.wieght_decay=1", "mask.ratio=2"])
     assert result.exit_code == 2

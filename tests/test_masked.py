@@ -10,7 +10,7 @@ import mcbeit.loss
 from mcbeit.config import dump, validate
 from mcbeit.errors import ConfigError
 from mcbeit.loss import Codes
-from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure
+from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure, summarise
 from mcbeit.targets import masked_patch_ids
 from mcbeit.vit import ModelConfig, VisionTransformer
 
@@ -106,7 +106,7 @@ def test_masked_image_model__gives_what_measurements_need_without_gradients(refi
 
 def measured(model: MaskedImageModel, images: Tensor, mask: Tensor, codes: Codes) -> dict[str, float]:
     ids = masked_patch_ids(mask)
-    found = measure(model, model(images, mask, ids, codes), codes, ids)
+    found = summarise([measure(model, model(images, mask, ids, codes), codes, ids)])
     assert all(value.shape == () and not value.requires_grad for value in found.values())
     return {name: value.item() for name, value in found.items()}
 
@@ -185,8 +185,19 @@ def test_measure__after_a_forward_inside_autocast(dtype: torch.dtype, layer_scal
         prediction = model(images.float(), mask, ids, codes)
     assert prediction.loss.dtype == torch.float32
     wanted = measured(model, images.float(), mask, Codes(logits.float(), temperature=1.0))
-    found = {name: value.item() for name, value in measure(model, prediction, codes, ids).items()}
+    found = {name: value.item() for name, value in summarise([measure(model, prediction, codes, ids)]).items()}
     assert found == pytest.approx(wanted, rel=0.05, abs=2 / (3 * MASKED))
+
+
+def test_summarise__of_parts_is_that_of_the_whole() -> None:
+    model, (images, mask, logits) = make_model(), make_batch()
+    whole = measured(model, images, mask, Codes(logits, temperature=1.0))
+    parts = []
+    for row in range(3):
+        rows = slice(row, row + 1)
+        codes, ids = Codes(logits[rows], temperature=1.0), masked_patch_ids(mask[rows])
+        parts.append(measure(model, model(images[rows], mask[rows], ids, codes), codes, ids))
+    assert {name: value.item() for name, value in summarise(parts).items()} == pytest.approx(whole)
 
 
 # ObjectiveConfig

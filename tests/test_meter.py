@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mcbeit import meter as meter_module
-from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
+from mcbeit.errors import RunError
+from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line, target_warnings
 
 CPU = torch.device("cpu")
 V = 8192
@@ -89,6 +90,22 @@ def test_meter__a_clock_that_stands_still_gives_no_error(clock) -> None:
     assert math.isfinite(meter.read()["images_per_second"])
 
 
+# check_finite
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_check_finite__stops_what_is_lost(values: tuple[float, float]) -> None:
+    with pytest.raises(RunError, match=r"step 7: the loss is \S+ and the gradient norm \S+\. Nothing of this is saved"):
+        check_finite(result(*values), 7, scaled=False)
+
+
+def test_check_finite__an_overflow_is_normal_under_loss_scaling() -> None:
+    check_finite(result(1.0, math.inf), 7, scaled=True)
+    check_finite(result(1.0, 2.0), 7, scaled=False)
+    with pytest.raises(RunError):
+        check_finite(result(math.nan, 1.0), 7, scaled=True)
+
+
 # is_due
 
 
@@ -118,8 +135,8 @@ GOOD = {"step": 500, "loss": 6.0, "target_entropy": 2.0, "code_perplexity": 900.
     [
         ({}, None),
         ({"loss": LIMIT - 0.03}, None),
-        ({"loss": LIMIT - 0.01}, "the loss 9.001 is still that of a uniform guess (log V = 9.011)"),
-        ({"loss": 20.0}, "the loss 20.000 is still that of a uniform guess (log V = 9.011)"),
+        ({"loss": LIMIT - 0.01}, "the loss is still that of a uniform guess (9.001, log V = 9.011)"),
+        ({"loss": 20.0}, "the loss is still that of a uniform guess (20.000, log V = 9.011)"),
         ({"loss": LIMIT, "step": 99}, None),  # as it should be at the start
         ({"target_entropy": LIMIT - 0.01}, "the targets are uniform (entropy 9.001); lower the temperature"),
         ({"target_entropy": 0.02}, None),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -55,6 +55,7 @@ def test_lr_at__rises_in_a_line_and_falls_in_half_a_cosine() -> None:
 def test_lr_at__stays_in_range_rises_then_falls_whatever_the_length(
     per_epoch: int, epochs: float, warmup_epochs: float, steps: int | None, decays_to_zero: bool
 ) -> None:
+    assume(steps is not None or warmup_epochs < epochs)
     min_lr = 0.0 if decays_to_zero else 0.1
     config = OptimConfig(epochs=epochs, warmup_epochs=warmup_epochs, steps=steps, lr=0.5, min_lr=min_lr)
     values = schedule(config, per_epoch)
@@ -73,7 +74,7 @@ def test_lr_at__stays_in_range_rises_then_falls_whatever_the_length(
         (OptimConfig(steps=2, lr=0.5), [0, 0.5]),
         (OptimConfig(steps=3, lr=0.5), [0, 0.5, 0.5]),
         (OptimConfig(steps=3, lr=0.5, min_lr=0.0, warmup_epochs=0), [0.5, 0.375, 0.125]),
-        (OptimConfig(epochs=0.001, lr=0.5), [0.5]),
+        (OptimConfig(epochs=0.001, warmup_epochs=0, lr=0.5), [0.5]),
         (OptimConfig(epochs=2, steps=1, lr=0.5), [0.5]),
     ],
 )
@@ -81,9 +82,24 @@ def test_lr_at__of_runs_of_a_few_steps(config: OptimConfig, wanted: list[float])
     assert schedule(config, per_epoch=10) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 5}, "optim.warmup_epochs=10 must be less than optim.epochs=5; set both"),
+        ({"lr": 1e-3, "min_lr": 2e-3}, "optim.min_lr=0.002 is more than optim.lr=0.001; lower it"),
+        ({"betas": [1.5, 0.9]}, "betas.0: input should be less than 1 (found 1.5)"),
+        ({"epochs": float("inf")}, "epochs: input should be a finite number"),
+    ],
+)
+def test_optim_config__refuses_what_does_not_train(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(OptimConfig, values)
+    assert message in str(error.value)
+
+
 def test_total_steps__may_be_given_instead_of_epochs() -> None:
-    assert OptimConfig(epochs=3).total_steps(7) == 21
-    assert OptimConfig(epochs=0.5).total_steps(7) == 4
+    assert OptimConfig(epochs=3, warmup_epochs=0).total_steps(7) == 21
+    assert OptimConfig(epochs=0.5, warmup_epochs=0).total_steps(7) == 4
     assert OptimConfig(epochs=3, steps=5).total_steps(7) == 5
 
 

@@ -11,8 +11,8 @@ from tiny import pretrain_config, tokenizer_config, write_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mcbeit.pretrain as module
-from mcbeit.checkpoint import load_checkpoint
-from mcbeit.config import load
+from mcbeit.checkpoint import CheckpointFolder, load_checkpoint
+from mcbeit.config import dump, load, validate
 from mcbeit.errors import ConfigError, DataError, RunError
 from mcbeit.pretrain import PretrainConfig, batches, build, pretrain, train_step
 from mcbeit.sources import open_source
@@ -191,10 +191,60 @@ def test_pretrain__checks_everything_before_work(source: Path, tokenizer: Path, 
     assert not run.exists()
 
 
+def test_pretrain__checks_the_tokenizer_that_it_would_train_first(source: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(dump(tokenizer_config(source, tmp_path / "unused", image_size=18)))
+
+    def config(**changes: Any) -> PretrainConfig:
+        values = pretrain_config(source, "none", tmp_path / "run").model_dump()
+        return validate(PretrainConfig, {**values, "tokenizer": {"kind": "dvae", "preset": str(preset)}, **changes})
+
+    with pytest.raises(ConfigError, match=r"image_size=18 must be a multiple of model\.stride=4"):
+        pretrain(config())
+    preset.write_text(dump(tokenizer_config(source, tmp_path / "unused")))
+    with pytest.raises(ConfigError, match=r"target_perplexity=16 must be less than the tokenizer's 16 codes"):
+        pretrain(config(objective={"target_perplexity": 16}))
+    with pytest.raises(ConfigError, match=r"image_size=4 is one patch of model\.patch_size=4"):
+        pretrain(config(preprocess={"image_size": 4}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_pretrain__a_mistake_found_late_does_not_block_the_folder(
+    source: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="the targets are uniform"):
+        pretrain(pretrain_config(source, tokenizer, tmp_path, objective={"temperature": 1e6}))
+    assert pretrain(pretrain_config(source, tokenizer, tmp_path))["step"] == 5
+
+
+def test_pretrain__stops_before_a_lost_model_is_saved(source: Path, tokenizer: Path, tmp_path: Path) -> None:
+    optim = {"steps": 12, "batch_size": 8, "lr": 1e12, "min_lr": 0, "clip_grad": None, "warmup_epochs": 0.5}
+    with pytest.raises(RunError, match=r"Nothing of this is saved; lower optim\.lr"):
+        pretrain(pretrain_config(source, tokenizer, tmp_path, optim=optim, log={"every_steps": 100}))
+    assert not (tmp_path / "summary.json").exists()
+    for step in CheckpointFolder(tmp_path / "checkpoints").steps():
+        weights = load_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}").tensors["model"]
+        assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+def test_pretrain__resumes_from_the_checkpoint_before_a_damaged_one(
+    source: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"checkpoint": {"every_epochs": 1}}
+    whole = pretrain(pretrain_config(source, tokenizer, tmp_path / "whole", **settings))
+    pretrain(pretrain_config(source, tokenizer, tmp_path / "run", **settings))
+    (tmp_path / "run" / "summary.json").unlink()
+    file = tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors"
+    file.write_bytes(bytes(file.stat().st_size))
+    again = pretrain(pretrain_config(source, tokenizer, tmp_path / "run", **settings), resume=True)
+    assert again["loss"] == whole["loss"]
+    assert "warning: the checkpoint" in capsys.readouterr().err
+
+
 def test_pretrain__refuses_targets_that_teach_nothing(source: Path, tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="the targets are uniform"):
         pretrain(pretrain_config(source, tokenizer, tmp_path / "a", objective={"temperature": 1e6}))
-    with pytest.raises(RunError, match="no temperature between"):
+    with pytest.raises(ConfigError, match="must be less than the tokenizer's 16 codes"):
         pretrain(pretrain_config(source, tokenizer, tmp_path / "b", objective={"target_perplexity": 17}))
 
 

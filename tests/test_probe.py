@@ -111,7 +111,7 @@ def test_load_labelled__a_whole_batch_may_be_unreadable(tmp_path) -> None:
 def test_load_labelled__refuses_images_without_labels_or_pixels(tmp_path) -> None:
     write_images(tmp_path / "a", {"x.png": b"", "y.png": b""})
     with pytest.raises(
-        DataError, match=r"a probe needs labels, but images such as '.*x\.png' have none; use eval\.kind"
+        DataError, match=r"a probe needs labels, but images such as '.*x\.png' have none; name an ImageFolder"
     ):
         load_labelled(open_source(str(tmp_path)), np.arange(2), TINY, num_workers=0)
     with pytest.raises(DataError, match=r"none of the 2 images for a probe, such as '.*x\.png', can be read"):
@@ -153,7 +153,7 @@ def test_online_probe__refuses_before_any_training(folder, tmp_path) -> None:
         probe(folder, queries=str(tmp_path / "other"))
     with pytest.raises(DataError, match="a probe needs labels"):
         probe(folder, kind="folder")
-    with pytest.raises(DataError, match=r"at least 2 images, but '.*x\.png' is the only one"):
+    with pytest.raises(DataError, match=r"at least 2 images, but '.*x\.png' is alone"):
         probe(tmp_path / "other")
     with pytest.raises(DataError, match=r"data\.source is not set"):
         OnlineProbe(EvalConfig(every_epochs=1.0), DataConfig(), TINY, seed=0)

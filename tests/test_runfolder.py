@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mcbeit.checkpoint import Checkpoint, CheckpointConfig
 from mcbeit.config import Config, override, validate
 from mcbeit.errors import RunError
 from mcbeit.runfolder import LogConfig, MetricLog, RunFolder, environment, open_run, read_records, read_summary
+from mcbeit.sources import FileSource
 
 
 class DataPart(Config):
@@ -38,8 +40,12 @@ def config(*assignments: str) -> RunConfig:
     return validate(RunConfig, override({}, assignments))
 
 
-def start(path: Path, *assignments: str, resume: bool = False) -> RunFolder:
-    return open_run(config(*assignments), path, resume=resume, keep=2, seed=3)
+CPU, IMAGES = torch.device("cpu"), ("a.png", "b.png")
+
+
+def start(path: Path, *assignments: str, resume: bool = False, images: Sequence[str] = IMAGES) -> RunFolder:
+    source = FileSource(path, images)
+    return open_run(config(*assignments), path, source, resume=resume, keep=2, seed=3, device=CPU)
 
 
 def refusal(path: Path, *assignments: str, resume: bool = False) -> str:
@@ -69,6 +75,39 @@ def test_open_run__takes_an_empty_folder(tmp_path) -> None:
     assert (tmp_path / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_open_run__what_stopped_before_its_first_step_is_new(resume: bool, tmp_path) -> None:
+    start(tmp_path, "scale=[0.1, 1.0]")  # a mistake that was found only afterwards
+    start(tmp_path, "scale=[0.3, 1.0]", resume=resume)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["scale"] == [0.3, 1.0]
+
+
+def test_open_run__what_was_never_saved_may_change_when_it_resumes(tmp_path) -> None:
+    start(tmp_path).append({"step": 0, "loss": 7.0})
+    start(tmp_path, "scale=[0.3, 1.0]", resume=True, images=["a.png"])
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["scale"] == [0.3, 1.0]
+
+
+def test_open_run__keeps_the_config_that_a_run_goes_on_with(tmp_path) -> None:
+    start(tmp_path).checkpoints.save(Checkpoint(1, {}, {}))
+    start(tmp_path, "log.every_steps=7", resume=True)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["log"]["every_steps"] == 7
+
+
+def test_open_run__refuses_to_resume_on_other_images(tmp_path) -> None:
+    start(tmp_path).checkpoints.save(Checkpoint(1, {}, {}))
+    start(tmp_path, resume=True)
+    for images, found in ((["a.png"], 1), (["a.png", "c.png"], 2)):
+        with pytest.raises(RunError, match=rf"have changed: 2 images when it began, {found} now, or other names"):
+            start(tmp_path, resume=True, images=images)
+
+
+def test_open_run__says_that_a_config_is_none(tmp_path) -> None:
+    start(tmp_path).checkpoints.save(Checkpoint(1, {}, {}))
+    (tmp_path / "config.yaml").write_text("")
+    assert "holds no config" in refusal(tmp_path, resume=True)
+
+
 def test_open_run__resumes_only_when_told(tmp_path) -> None:
     start(tmp_path).append({"step": 0, "loss": 7.0})
     before = (tmp_path / "env.json").read_text()
@@ -92,7 +131,7 @@ def test_open_run__keeps_off_what_is_not_a_run(resume: bool, tmp_path) -> None:
 
 
 def test_open_run__names_each_changed_key_with_both_values(tmp_path) -> None:
-    start(tmp_path, "data.source=a")
+    start(tmp_path, "data.source=a").checkpoints.save(Checkpoint(1, {}, {}))
     assert refusal(tmp_path, "seed=1", "data.source=b", "scale=[0.2,1]", "log.every_steps=9", resume=True) == (
         f"the run '{tmp_path}' cannot be resumed with another config:\n"
         "  data.source: 'a' in the run, 'b' now\n"
@@ -102,7 +141,7 @@ def test_open_run__names_each_changed_key_with_both_values(tmp_path) -> None:
 
 
 def test_open_run__a_key_of_another_version_is_a_change(tmp_path) -> None:
-    start(tmp_path)
+    start(tmp_path).checkpoints.save(Checkpoint(1, {}, {}))
     with (tmp_path / "config.yaml").open("a") as file:
         file.write("momentum: 0.9\n")
     assert refusal(tmp_path, resume=True).endswith("config:\n  momentum: 0.9 in the run, None now")
@@ -135,7 +174,7 @@ def test_records__a_line_that_a_crash_cut_off_is_passed_over(tmp_path) -> None:
         file.write('{"step": 100, "lo')
     first, second = run.records()
     assert first == {"step": 0, "loss": 7.5}
-    assert second["loss"] != second["loss"]
+    assert second == {"step": 50, "loss": None}
     assert [record["step"] for record in read_records(tmp_path)] == [0, 50]
     assert list(read_records(tmp_path / "missing")) == []
 
@@ -198,15 +237,22 @@ def test_metric_log__tensorboard_may_be_left_out(tmp_path) -> None:
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_metrics__are_json_even_where_a_number_is_not_finite(tmp_path) -> None:
+    run = start(tmp_path)
+    run.append({"step": 0, "gradient_norm": float("inf"), "loss": 7.0})
+    assert run.records() == [{"step": 0, "gradient_norm": None, "loss": 7.0}]
+
+
 # environment
 
 
 def test_environment__tells_what_a_repetition_needs(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mcbeit", "train", "emoji"])
-    found: dict[str, Any] = environment(seed=5)
+    found: dict[str, Any] = environment(seed=5, device=CPU)
     assert found["mcbeit"] == mcbeit.__version__
     assert found["command"] == ["mcbeit", "train", "emoji"]
     assert found["seed"] == 5
+    assert found["machine"]["device"] == "cpu"
     assert torch.__version__.startswith(found["versions"]["torch"])
     assert set(found["versions"]) == {"torch", "torchvision", "timm", "numpy", "pillow", "safetensors"}
     assert json.loads(json.dumps(found)) == found
@@ -231,17 +277,17 @@ def checkout(tmp_path, monkeypatch) -> Path:
 def test_environment__names_the_commit_of_a_checkout(checkout) -> None:
     git(checkout, "add", "mcbeit")
     git(checkout, "commit", "-qm", "x")
-    assert environment(0)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
+    assert environment(0, CPU)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
     (checkout / "mcbeit" / "__init__.py").write_text("changed = True")
-    assert environment(0)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
+    assert environment(0, CPU)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
 
 
 def test_environment__an_installed_package_is_not_of_the_repository_around_it(checkout) -> None:
     """As with a virtual environment inside somebody's project."""
     git(checkout, "commit", "-qm", "x", "--allow-empty")
-    assert environment(0)["git"] is None
+    assert environment(0, CPU)["git"] is None
 
 
 def test_environment__without_git_there_is_no_commit(checkout, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert environment(0)["git"] is None
+    assert environment(0, CPU)["git"] is None

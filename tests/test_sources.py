@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from images import write_images
 
 from mcbeit.errors import DataError
-from mcbeit.sources import SUFFIXES, ImageSource, open_source
+from mcbeit.prepare import DATA_SETS
+from mcbeit.sources import PREPARED, SUFFIXES, ImageSource, open_source
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -240,6 +242,35 @@ def test_open_source__names_what_is_missing(tmp_path, monkeypatch) -> None:
     assert message("photos") == f"there is no image source at 'photos' (looked from {tmp_path})"
     assert "there is no image source at 'photos'" in message([str(make(tmp_path / "a", "1.png")), "photos"])
     assert message([]) == "the list of image sources is empty; name at least one folder or list file"
+
+
+def test_open_source__tells_how_to_make_what_the_presets_want(tmp_path) -> None:
+    assert set(PREPARED) == set(DATA_SETS)
+    assert message(str(tmp_path / "data" / "emoji" / "train")).endswith(
+        f"make it: mcbeit data prepare emoji {tmp_path}/data/emoji"
+    )
+    assert "make it" not in message(str(tmp_path / "data" / "mine" / "train"))
+
+
+def test_open_source__auto_takes_a_folder_as_it_is_told(tmp_path) -> None:
+    write_images(tmp_path / "a", {"x.png": b""})
+    assert open_source(str(tmp_path)).labels is None
+    labels = open_source(str(tmp_path), folders="imagefolder").labels
+    assert labels is not None
+    assert labels.tolist() == [0]
+
+
+def test_summary__changes_with_names_and_not_with_the_place(tmp_path) -> None:
+    for place in ("one", "two"):
+        write_images(tmp_path / place, {"x.png": b"", "y.png": b""})
+    one, two = (open_source(str(tmp_path / place)) for place in ("one", "two"))
+    assert one.summary() == two.summary()
+    assert one.summary()["images"] == 2
+    both = open_source([str(tmp_path / "one"), str(tmp_path / "two")]).summary()
+    assert both["images"] == 4
+    (tmp_path / "two" / "y.png").rename(tmp_path / "two" / "z.png")
+    assert open_source(str(tmp_path / "two")).summary() != one.summary()
+    assert open_source([str(tmp_path / "one"), str(tmp_path / "two")]).summary() != both
 
 
 @pytest.mark.parametrize("kind", ["folder", "imagefolder"])

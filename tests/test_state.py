@@ -135,6 +135,15 @@ def test_apply_gradients__the_loss_scale_of_fp16_is_taken_out_again(precision: s
     torch.testing.assert_close(state.model[3].weight, plain.model[3].weight)
 
 
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "bf16")])
+def test_restore__goes_on_in_another_precision(before: str, after: str, tmp_path) -> None:
+    saved, state = new_state(before), new_state(after)
+    train(saved, 2)
+    state.restore(load_checkpoint(CheckpointFolder(tmp_path).save(saved.checkpoint())))
+    assert state.step == 2
+    assert state.scaler.get_scale() == (65536.0 if after == "fp16" else 1.0)
+
+
 def test_apply_gradients__fp16_leaves_out_a_step_that_overflowed(tmp_path) -> None:
     state = new_state("fp16")
     before = weights(state.model)

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import tokenizer_config, write_shapes
 
-from mcbeit.config import dump
-from mcbeit.data import DataConfig
+import mcbeit.tokenizer_training as module
+from mcbeit.checkpoint import Checkpoint, CheckpointFolder
+from mcbeit.config import dump, validate
+from mcbeit.data import DataConfig, Key, ViewDataset
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, DataError, RunError
 from mcbeit.tokenizer_choice import TokenizerChoice, load_dvae, load_tokenizer
@@ -18,11 +21,13 @@ from mcbeit.tokenizer_training import (
     CodebookConfig,
     get_tokenizer,
     imbalance,
-    preset_for,
     relaxation,
     revive_dead_codes,
+    tokenizer_run,
     train_tokenizer,
+    with_path,
 )
+from mcbeit.vqgan import GumbelVQGAN, GumbelVQGANConfig
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +99,28 @@ def test_tokenizer_config__refuses_what_it_does_not_read(section: str, key: str,
         tokenizer_config(tmp_path, tmp_path, **{section: {key: value}})
 
 
-def test_preset_for__hands_on_how_images_are_read(tmp_path: Path) -> None:
+def test_tokenizer_run__hands_on_how_images_are_read(tmp_path: Path) -> None:
     data = DataConfig(source=str(tmp_path), max_corrupt_fraction=0.25, num_workers=0, masks_per_image=2)
-    found = preset_for(TokenizerChoice(kind="dvae", preset="photo-tokenizer"), data).data
+    config = tokenizer_run(TokenizerChoice(kind="dvae", preset="photo-tokenizer"), data, seed=5)
+    assert config is not None
+    found = config.data
     assert (found.source, found.max_corrupt_fraction, found.num_workers) == (str(tmp_path), 0.25, 0)
-    assert found.masks_per_image == 1
+    assert (found.masks_per_image, config.seed) == (1, 5)
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(None, 64), (24, 24), (64, 64), (1000, 64)])
+def test_tokenizer_run__has_no_larger_batch_than_there_are_images(num_images: int | None, batch_size: int) -> None:
+    choice = TokenizerChoice(kind="dvae", preset="photo-tokenizer")
+    config = tokenizer_run(choice, DataConfig(source="photos"), seed=0, num_images=num_images)
+    assert config is not None
+    assert config.optim.batch_size == batch_size
+
+
+def test_tokenizer_run__is_none_where_nothing_is_to_be_trained(source: Path, tmp_path: Path) -> None:
+    assert tokenizer_run(TokenizerChoice(path="x.safetensors"), DataConfig(), seed=0) is None
+    train_tokenizer(tokenizer_config(source, tmp_path))
+    choice = TokenizerChoice(kind="dvae", preset="photo-tokenizer", path=str(tmp_path))
+    assert tokenizer_run(choice, DataConfig(source=str(source)), seed=0) is None
 
 
 def test_train_tokenizer__starts_nothing_without_images(tmp_path: Path) -> None:
@@ -110,15 +132,74 @@ def test_train_tokenizer__starts_nothing_without_images(tmp_path: Path) -> None:
 def test_get_tokenizer__trains_a_preset_once(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text(dump(tokenizer_config(source, tmp_path / "unused")))
-    choice = TokenizerChoice(kind="dvae", preset=str(preset))
+    choice = with_path(TokenizerChoice(kind="dvae", preset=str(preset)), tmp_path / "run")
+    assert choice.path == str(tmp_path / "run" / "tokenizer")
     data = DataConfig(source=str(source), num_workers=0)
-    first = get_tokenizer(choice, data, (4, 4), tmp_path / "run")
-    assert "tokenizer: 16 of 16 codes" in capsys.readouterr().err or (tmp_path / "run" / "tokenizer").is_dir()
-    second = get_tokenizer(choice, data, (4, 4), tmp_path / "run")
+    first = get_tokenizer(choice, tokenizer_run(choice, data, seed=0), (4, 4))
+    assert "of 16 codes used" in capsys.readouterr().err
+    second = get_tokenizer(choice, tokenizer_run(choice, data, seed=0), (4, 4))
     assert capsys.readouterr().err == ""
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not first.training
     assert not any(parameter.requires_grad for parameter in first.parameters())
+
+
+def test_train_tokenizer__is_judged_on_crops_that_it_never_saw(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[Key] = []
+    read = ViewDataset.__getitem__
+    monkeypatch.setattr(ViewDataset, "__getitem__", lambda data, key: keys.append(key) or read(data, key))
+    train_tokenizer(tokenizer_config(source, tmp_path))
+    trained, judged = keys[: 6 * 8], keys[6 * 8 :]
+    assert len(judged) == 24
+    assert not {key.epoch for key in trained} & {key.epoch for key in judged}
+
+
+@pytest.mark.parametrize("vocab_size", [2, 3, 4])
+def test_train_tokenizer__has_any_vocabulary(source: Path, tmp_path: Path, vocab_size: int) -> None:
+    model = {"stride": 4, "vocab_size": vocab_size, "dim": 16, "num_blocks": 0}
+    optim = {"steps": 20, "batch_size": 8, "lr": 1e-2, "weight_decay": 0}
+    assert train_tokenizer(tokenizer_config(source, tmp_path, model=model, optim=optim))["temperature"] > 0
+
+
+def test_train_tokenizer__keeps_what_it_has_learned_when_codes_collapse(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "logits_of", lambda model, images: torch.zeros(1, 4, 16))
+    summary = train_tokenizer(tokenizer_config(source, tmp_path))
+    assert "temperature" not in summary
+    assert "warning: the codes have collapsed" in capsys.readouterr().err
+    with pytest.raises(RunError, match="has no usable codes: it is unfinished or its codes have collapsed"):
+        load_dvae(tmp_path)
+
+
+def test_train_tokenizer__stops_where_the_loss_is_lost(source: Path, tmp_path: Path) -> None:
+    optim = {"steps": 40, "batch_size": 8, "lr": 1e12, "min_lr": 0, "clip_grad": None, "warmup_epochs": 0}
+    with pytest.raises(RunError, match="Nothing of this is saved"):
+        train_tokenizer(tokenizer_config(source, tmp_path, optim=optim))
+    for file in tmp_path.glob("checkpoints/*/model.safetensors"):
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(file).values())
+
+
+def test_tokenizer_choice__a_preset_trains_a_dvae_only() -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer\.preset=x trains a tokenizer of kind dvae, found .*=vqgan"):
+        validate(TokenizerChoice, {"kind": "vqgan", "preset": "x"})
+
+
+def test_load_tokenizer__tells_other_sizes_and_other_runs(source: Path, tmp_path: Path) -> None:
+    sizes = {"embed_dim": 32, "dim": 32, "multipliers": (1, 1, 2), "num_blocks": 1}
+    small, path = GumbelVQGANConfig(vocab_size=32, **sizes), tmp_path / "vqgan.safetensors"
+    save_file(GumbelVQGAN(small).state_dict(), path)
+    assert load_tokenizer(TokenizerChoice(path=str(path), vqgan=small)).vocab_size == 32
+    other = TokenizerChoice(path=str(path), vqgan=GumbelVQGANConfig(vocab_size=64, **sizes))
+    with pytest.raises(
+        RunError, match=r"has other sizes than tokenizer\.vqgan says, for example: size mismatch for quan"
+    ):
+        load_tokenizer(other)
+    CheckpointFolder(tmp_path / "checkpoints").save(Checkpoint(1, {}, {"temperature": 1.0}))
+    with pytest.raises(RunError, match="is no tokenizer run; name the folder of a run whose job is tokenizer"):
+        load_dvae(tmp_path)
 
 
 def test_load_tokenizer__says_what_is_missing(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_vision_transformer__starts_from_half_the_sincos_positions_and_none_for_
     assert (positions[0, 1:] == 0.5 * sincos_positions((4, 4), 32)).all()
 
 
-# forward_tokens, block_tokens
+# forward_tokens
 
 
 @pytest.mark.parametrize("options", [{}, {"position": "relative+learned"}, {"layer_scale": 0.0}])
@@ -205,14 +205,6 @@ def test_forward_tokens__puts_the_mask_token_before_positions() -> None:
     with torch.no_grad():
         model.mask_token.add_(torch.linspace(-1, 1, 32))
     assert not torch.allclose(model.forward_tokens(make_images(), everywhere), tokens)
-
-
-def test_block_tokens__end_before_the_final_norm() -> None:
-    model = make_vit(trained=True)
-    tokens = model.block_tokens(make_images())
-    assert [tuple(t.shape) for t in tokens] == [(2, 17, 32)] * 3
-    assert (model.norm(tokens[-1]) == model.forward_tokens(make_images())).all()
-    assert (tokens[1] == model.blocks[1](tokens[0], shared_rel_pos_bias=model.rel_pos_bias())).all()
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])

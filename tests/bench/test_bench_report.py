@@ -110,7 +110,7 @@ def test_report__page_shows_everything(reported: Path) -> None:
     assert all(title in page.text for title in titles)
     assert all(cell in page.text for row in found.table for cell in row if not cell.startswith("- "))
     assert all(note in page.text for note in found.notes)
-    charts = 8  # loss, above entropy, accuracy, gradient, lr, speed, kNN of two epochs, code use
+    charts = 9  # loss, above entropy, accuracy, perplexity, gradient, lr, speed, kNN of two epochs, code use
     assert page.source.count('class="chart"') == charts
     assert page.text.count("Effective number of choices") == 4
     assert page.text.count("pretrained backbone, lowest") == page.text.count("random backbone, lowest") == 4
