@@ -6,13 +6,16 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 # The tested versions. For a CPU-only build take the index that PyTorch's install page shows:
 #   make setup TORCH='torch torchvision --index-url ...'
-TORCH ?= torch==2.14.1 torchvision==0.29.1
+STORED := $(shell cat $(VENV)/.torch 2>/dev/null)
+TORCH ?= $(or $(STORED),torch==2.14.1 torchvision==0.29.1)
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# pip shows its progress to people; in a log it would be hundreds of lines
+PIP_SHOWS := $(shell test -t 2 && echo --progress-bar on || echo --quiet --quiet)
 # What a command leaves in the temporary folder goes when the command ends.
 IN_TMP := tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$tmp && export TMPDIR &&
 
-.PHONY: help setup test check format demo clean
+.PHONY: help setup test check format demo clean new-torch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +43,18 @@ clean: ## remove .venv, caches and builds; data/ and runs/ stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find mcbeit serve bench cli tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml
+# another TORCH than the one that is installed
+new-torch:
+	@test ! -x $(BIN)/pip || $(BIN)/python -m pip uninstall --quiet --yes torch torchvision
+
+$(READY): pyproject.toml $(if $(STORED),$(if $(subst x$(TORCH),,x$(STORED)),new-torch))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: Python 3.11 or later is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)" >&2; \
 		echo "name another one: make setup PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(BIN)/pip || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH)"
-	@$(IN_TMP) $(BIN)/python -m pip install --quiet --quiet $(TORCH)
+	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) $(TORCH)
+	@echo '$(TORCH)' > $(VENV)/.torch
 	@echo "installing mcbeit with what it needs"
-	@$(IN_TMP) $(BIN)/python -m pip install --quiet --quiet --editable '.[cpu,dev,emoji]'
+	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) --editable '.[cpu,dev,emoji]'
 	@touch $@

@@ -17,7 +17,6 @@ from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain import PretrainConfig
 from mcbeit.probe import (
     EVAL_BATCH,
-    EvalConfig,
     OnlineProbe,
     knn_accuracy,
     linear_accuracy,
@@ -90,7 +89,7 @@ class Comparison:
 
 def open_probe(config: PretrainConfig) -> OnlineProbe | None:
     """The labelled images that the run names; None if it names none and its own images have no labels."""
-    if not _names_labels(config.eval) and open_source(config.data.required_source(), config.data.kind).labels is None:
+    if not config.eval.names_labels and open_source(config.data.required_source(), config.data.kind).labels is None:
         return None
     options = config.eval.model_copy(update={"kind": _kind(config)})
     return OnlineProbe(options, config.data, config.preprocess, config.seed)
@@ -101,13 +100,8 @@ def class_names(config: PretrainConfig) -> list[str]:
     return open_labelled(config.eval.gallery or config.data.required_source(), _kind(config)).classes
 
 
-def _names_labels(options: EvalConfig) -> bool:
-    """Whether the run was told where labels are; else only its training images may have some."""
-    return (options.every_epochs, options.gallery, options.queries) != (None, None, None)
-
-
 def _kind(config: PretrainConfig) -> SourceKind:
-    return config.eval.kind if _names_labels(config.eval) else config.data.kind
+    return config.eval.kind if config.eval.names_labels else config.data.kind
 
 
 def random_backbone(config: PretrainConfig) -> VisionTransformer:

@@ -41,7 +41,7 @@ class TrainedRun:
 def read_config(path: Path) -> PretrainConfig:
     """The config of a pretraining run. Raises RunError if the folder is no such run."""
     if not (path / "config.yaml").is_file():
-        state = "has no config.yaml" if path.is_dir() else "does not exist"
+        state = "has no config.yaml" if path.is_dir() else "is a file" if path.is_file() else "does not exist"
         raise RunError(f"'{path}' is not a run: it {state}; name the folder that `mcbeit train` wrote, as runs/demo")
     config = load_job(str(path / "config.yaml"))
     if not isinstance(config, PretrainConfig):

@@ -27,6 +27,8 @@ def command(run: Path, fresh: bool, demand: bool) -> None:
 
     found = report(run, fresh=fresh)
     show(found)
+    if demand and found.comparison is None:
+        click.echo("--demand: without labels there is nothing to judge", err=True)
     if demand and (found.comparison is None or not found.comparison.is_met):
         raise click.exceptions.Exit(1)
 

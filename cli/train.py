@@ -22,5 +22,11 @@ def command(preset: str, assignments: tuple[str, ...], resume: bool, print_confi
     if print_config:
         click.echo(describe_job(config), nl=False)
         return
-    summary = run_job(config, resume=resume)
+    try:
+        summary = run_job(config, resume=resume)
+    except KeyboardInterrupt:
+        click.echo(
+            f"stopped; go on from the last checkpoint of {config.run} with the same command and --resume", err=True
+        )
+        raise
     click.echo(f"{config.run}: complete after {summary['step'] + 1:,} steps, loss {summary['loss']:.4f}")

@@ -1,5 +1,6 @@
 """Config: frozen pydantic models, read from a preset or a YAML file, with `key=value` overrides on top."""
 
+import datetime
 import difflib
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -117,6 +118,7 @@ def _explain(error: ValidationError, config_class: type[Config]) -> list[str]:
     known = list(dotted_keys(config_class))
     lines: list[str] = []
     complaints: dict[str, list[tuple[str, str]]] = {}
+    hints: dict[str, str] = {}
     for details in error.errors():
         key, message = _key(details, known), details["msg"]
         if details["type"] == "extra_forbidden":
@@ -127,10 +129,12 @@ def _explain(error: ValidationError, config_class: type[Config]) -> list[str]:
             complaints.setdefault(key, []).append((message.removeprefix("Value error, "), ""))
         else:
             found = f" (found {details['input']!r})"
+            if details["type"] == "string_type" and isinstance(details["input"], int | float | datetime.date):
+                hints[key] = f"; text that looks like something else needs two kinds of quotes: {key}='\"TEXT\"'"
             complaints.setdefault(key, []).append((message[0].lower() + message[1:], found))
     for key, told in complaints.items():
         messages = ", or ".join(dict.fromkeys(message for message, _ in told))
-        lines.append(f"  {key}{': ' if key else ''}{messages}{told[-1][1]}")
+        lines.append(f"  {key}{': ' if key else ''}{messages}{told[-1][1]}{hints.get(key, '')}")
     return lines
 
 

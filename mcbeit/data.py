@@ -4,7 +4,6 @@ Every random choice is a function of (seed, epoch, image) alone, and the batches
 loader workers or training processes sees the same.
 """
 
-import os
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -21,6 +20,7 @@ from mcbeit.augment import CropConfig, View, two_views
 from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
+from mcbeit.machine import num_cores
 from mcbeit.masking import Grid, MaskConfig, draw_mask
 from mcbeit.preprocess import decode
 from mcbeit.sources import ImageSource, SourceKind
@@ -191,9 +191,7 @@ def make_loader(
 
 def auto_workers(config: DataConfig) -> int:
     """Loader processes: as configured, or half of the cores that this process may use, at most 8."""
-    if config.num_workers != "auto":
-        return config.num_workers
-    return min(8, max(1, len(os.sched_getaffinity(0)) // 2)) if hasattr(os, "sched_getaffinity") else 4
+    return config.num_workers if config.num_workers != "auto" else min(8, max(1, int(num_cores() / 2)))
 
 
 class CorruptImages:

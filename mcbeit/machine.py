@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container, cgroup v2
 ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 
 
@@ -60,7 +61,7 @@ def gather() -> Facts:
         requirements={name: _requirements(name) for name in ("mcbeit", "torchvision", "timm")},
         import_errors=errors,
         cpu=_cpu_name(),
-        num_cores=_num_cores(),
+        num_cores=num_cores(),
         onnx_providers=tuple(importlib.import_module("onnxruntime").get_available_providers()) if runtime else (),
         nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
@@ -126,11 +127,10 @@ def _cpu_name() -> str:
     return named[1] if named else platform.processor() or platform.machine()
 
 
-def _num_cores() -> float:
+def num_cores() -> float:
     """The cores of this process: its affinity, or the quota of its container if that is less."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    limit = cores_of_quota(quota.read_text(encoding="utf-8")) if quota.exists() else float("inf")
+    limit = cores_of_quota(QUOTA.read_text(encoding="utf-8")) if QUOTA.exists() else float("inf")
     return min(float(allowed), limit)
 
 

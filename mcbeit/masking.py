@@ -79,7 +79,7 @@ def _add_block(mask: Mask, remaining: int, config: MaskConfig, rng: np.random.Ge
     """Mask one more rectangle with at most `remaining` new patches; False if ten tries found none."""
     height, width = mask.shape
     for _ in range(10):
-        area = rng.uniform(min(config.min_block, remaining), remaining)
+        area = rng.uniform(*sorted((config.min_block, remaining)))
         aspect = _aspect(config, rng)
         block_height, block_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < block_height < height and 0 < block_width < width):

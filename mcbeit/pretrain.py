@@ -41,7 +41,7 @@ from mcbeit.preprocess import Preprocess
 from mcbeit.probe import EvalConfig, OnlineProbe
 from mcbeit.progress import Display
 from mcbeit.runfolder import LogConfig, MetricLog, open_run
-from mcbeit.sources import ImageSource, open_source
+from mcbeit.sources import ImageSource, open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, logits_of, low_precision
@@ -115,7 +115,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     total = config.optim.total_steps(per_epoch)
-    probe = OnlineProbe(config.eval, config.data, config.preprocess, config.seed) if config.eval.every_epochs else None
+    probe = OnlineProbe(config.eval, config.data, config.preprocess, config.seed) if config.eval.names_labels else None
     first = first_run(config, len(source))
     check_tokenizer(with_path(config.tokenizer, Path(config.run)), first, config.grid, config.objective)
     run = open_run(
@@ -141,7 +141,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
 
     with Display("pretrain", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(describe(parts, source, per_epoch))
-        for message in passed_over:
+        for message in [*source_notes(source), *passed_over]:
             display.warn(message)
         for batch in batches(parts, source, range(state.step, total)):
             corrupt.add(batch)
@@ -164,7 +164,10 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
                 if probe is not None and is_probed:
                     record["knn_top1"] = probe.knn(parts.model.backbone, parts.precision)
                     is_best = run.checkpoints.is_best("knn_top1", record["knn_top1"])
-                    display.note(f"epoch {record['epoch']:.3g}: kNN top-1 {record['knn_top1']:.4f} on {probe.asked_of}")
+                    display.note(
+                        f"epoch {record['epoch']:.3g}: kNN top-1 {record['knn_top1']:.4f} on {probe.asked_of}"
+                        + (f", {probe.num_skipped} unreadable ones left out" if probe.num_skipped else "")
+                    )
                 if len(record) > 2:
                     log.write(record)
                 if is_best or is_saved:

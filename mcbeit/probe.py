@@ -30,7 +30,12 @@ class EvalConfig(Config):
     queries: UserPath | None = None  # held-out images; None: images of the gallery that are left out of it
     kind: SourceKind = "auto"  # a folder is then an ImageFolder, a file a list
     num_gallery: int = Field(10000, ge=2)  # at most
-    num_queries: int = Field(2000, ge=1)  # at most
+    num_queries: int = Field(2000, ge=1)  # at most; all of them stay in memory: 150 kB each at 224 px
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether a run is told where labels are; else only its training images may have some."""
+        return (self.every_epochs, self.gallery, self.queries) != (None, None, None)
 
 
 class Labelled(NamedTuple):
@@ -98,6 +103,10 @@ def open_labelled(location: str | list[str], kind: SourceKind) -> ImageSource:
     return source
 
 
+def _occurring(source: ImageSource) -> set[str]:
+    return {source.classes[label] for label in np.unique(require_labels(source))}
+
+
 class OnlineProbe:
     """Labelled images on which a backbone is judged again and again while it trains; decoded at the first time."""
 
@@ -110,8 +119,10 @@ class OnlineProbe:
         if config.queries is not None:
             queries = open_labelled(config.queries, config.kind)
             asked = pick(queries, config.num_queries, seed)
-            if list(queries.classes) != list(gallery.classes):
-                raise DataError(f"eval.queries='{config.queries}' has other classes than the gallery")
+            if unknown := sorted(_occurring(queries) - _occurring(gallery)):
+                raise DataError(
+                    f"eval.queries='{config.queries}' has classes that the gallery has not, such as '{unknown[0]}'"
+                )
         else:
             queries, cut = gallery, max(1, min(config.num_queries, len(chosen) // 5))
             order = np.random.default_rng(seed).permutation(chosen)
@@ -119,6 +130,8 @@ class OnlineProbe:
         self.asked_of = "held-out images" if config.queries else "training images that are left out of the gallery"
         self.preprocess, self._workers = preprocess, auto_workers(data)
         self._gallery, self._queries = (gallery, chosen), (queries, asked)
+        number = {name: i for i, name in enumerate(gallery.classes)}
+        self._numbers = torch.tensor([number.get(name, -1) for name in queries.classes])  # of the gallery's classes
 
     @cached_property
     def gallery(self) -> Labelled:
@@ -127,8 +140,14 @@ class OnlineProbe:
 
     @cached_property
     def queries(self) -> Labelled:
-        """The held-out images."""
-        return load_labelled(*self._queries, self.preprocess, num_workers=self._workers)
+        """The held-out images, their classes numbered as the gallery's."""
+        found = load_labelled(*self._queries, self.preprocess, num_workers=self._workers)
+        return found._replace(labels=self._numbers[found.labels])
+
+    @property
+    def num_skipped(self) -> int:
+        """Unreadable images among those asked for."""
+        return self.gallery.num_skipped + self.queries.num_skipped
 
     def knn(self, backbone: VisionTransformer, precision: Precision) -> float:
         """Top-1 accuracy of the 20 nearest neighbours on standardised mean-pooled features."""

@@ -19,6 +19,7 @@ from mcbeit.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 SourceKind = Literal["auto", "folder", "imagefolder", "list"]
+MAX_LABEL = 10**6
 PREPARED = ("emoji", "fashion-mnist", "photos")  # of `mcbeit data prepare`
 Labels = Int[np.ndarray, " image"]
 
@@ -29,6 +30,7 @@ class ImageSource(Protocol):
 
     labels: Labels | None
     classes: list[str]
+    passed_over: Counter[str]  # files that no image can be in, by suffix
 
     def __len__(self) -> int:
         """The number of images, readable or not."""
@@ -47,12 +49,18 @@ class FileSource:
     """Images that are files below one root, their relative paths packed into one buffer (1 M paths: about 50 MB)."""
 
     def __init__(
-        self, root: Path, paths: Sequence[str], labels: Sequence[int] | None = None, classes: Sequence[str] = ()
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Sequence[int] | None = None,
+        classes: Sequence[str] = (),
+        passed_over: Counter[str] | None = None,
     ) -> None:
         encoded = [os.fsencode(path) for path in paths]
         self.root = root
         self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = list(classes)
+        self.passed_over = passed_over or Counter()
         self._text = b"".join(encoded)
         self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
 
@@ -80,7 +88,8 @@ class JoinedSource:
     def __init__(self, parts: Sequence[ImageSource]) -> None:
         self.parts = parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
-        self.classes = sorted({name for part in parts for name in part.classes})
+        self.classes = sorted({name for part in parts for name in part.classes}, key=_class_order)
+        self.passed_over = sum((part.passed_over for part in parts), Counter[str]())
         number = {name: i for i, name in enumerate(self.classes)}
         labels = [
             np.asarray([number[name] for name in part.classes], dtype=np.int64)[part.labels]
@@ -142,6 +151,20 @@ def _open_one(path: Path, kind: SourceKind, folders: Literal["folder", "imagefol
     return openers[kind](path)
 
 
+def source_notes(source: ImageSource) -> list[str]:
+    """What a person should know of a source before it is used."""
+    if not source.passed_over:
+        return []
+    found = ", ".join(f"{count} x {suffix}" for suffix, count in source.passed_over.most_common(4))
+    return [f"{source.passed_over.total()} files of other kinds are passed over: {found}"]
+
+
+def _class_order(name: str) -> tuple[bool, int, str]:
+    """Numbers by their value, before words."""
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, int(name) if is_number else 0, name
+
+
 def _how_to_make(path: Path) -> str:
     """What to type if the presets' own images are not there yet: they lie at data/NAME/SPLIT."""
     folder = path.parent
@@ -156,7 +179,7 @@ def open_folder(root: Path) -> FileSource:
     paths = [path for path in _walk(root) if _is_image(path, others)]
     if not paths:
         raise DataError(_no_images(root, others))
-    return FileSource(root, paths)
+    return FileSource(root, paths, passed_over=others)
 
 
 def open_imagefolder(root: Path) -> FileSource:
@@ -174,7 +197,7 @@ def open_imagefolder(root: Path) -> FileSource:
     names = [path.partition(os.sep)[0] for path in paths]
     classes = sorted(set(names))
     number = {name: i for i, name in enumerate(classes)}
-    return FileSource(root, paths, [number[name] for name in names], classes)
+    return FileSource(root, paths, [number[name] for name in names], classes, others)
 
 
 def open_list(path: Path) -> FileSource:
@@ -205,6 +228,8 @@ def open_list(path: Path) -> FileSource:
             f"the first is '{missing[0]:.200}'"
         )
     labels = [label for _, label in entries if label is not None]
+    if labels and max(labels) > MAX_LABEL:
+        raise DataError(f"'{path}' has the label {max(labels)}; number the classes from 0 on, to at most {MAX_LABEL}")
     classes = [str(i) for i in range(max(labels) + 1)] if labels else []
     return FileSource(root, [name for name, _ in entries], labels or None, classes)
 
@@ -220,9 +245,12 @@ def _list_root(path: Path) -> Path:
 
 
 def _walk(root: Path) -> Iterator[str]:
-    """The relative paths of all files below `root`, sorted folder by folder; links are followed, each folder once."""
+    """The relative paths of all files below `root`, sorted folder by folder; links are followed, each folder once.
+
+    Raises DataError if a folder cannot be read: its images would be missing without a word.
+    """
     seen: set[tuple[int, int]] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_refuse):
         status = os.stat(folder)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
@@ -231,6 +259,12 @@ def _walk(root: Path) -> Iterator[str]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         inner = os.path.relpath(folder, root)
         yield from (name if inner == "." else os.path.join(inner, name) for name in sorted(files))  # noqa: PTH118
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(
+        f"the folder '{error.filename}' cannot be read: {error.strerror}; change its permissions or move it"
+    )
 
 
 def _is_image(path: str, others: Counter[str]) -> bool:

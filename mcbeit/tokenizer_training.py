@@ -38,7 +38,7 @@ from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_
 from mcbeit.preprocess import Interpolation
 from mcbeit.progress import Display
 from mcbeit.runfolder import LogConfig, MetricLog, open_run, read_summary
-from mcbeit.sources import open_source
+from mcbeit.sources import open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
@@ -147,6 +147,7 @@ def check_tokenizer(
         require_path(choice)
     if first is not None:
         _check_size(first)
+        _check_place(Path(first.run))
     with torch.device("meta"):
         tokenizer = planned_tokenizer(choice, first)
     _check_grid(tokenizer, grid)
@@ -164,6 +165,14 @@ def planned_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None) ->
     if choice.kind == "vqgan":
         return GumbelVQGAN(choice.vqgan)
     return load_tokenizer(choice) if first is None else DiscreteVAE(first.model)
+
+
+def _check_place(path: Path) -> None:
+    """Raise ConfigError if a tokenizer cannot be kept there."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").is_file()):
+        raise ConfigError(
+            f"tokenizer.path='{path}' is neither a tokenizer run nor free for one; name another place, or leave it out"
+        )
 
 
 def _check_size(config: TokenizerConfig) -> None:
@@ -226,7 +235,7 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
 
     with Display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
-        for message in passed_over:
+        for message in [*source_notes(source), *passed_over]:
             display.warn(message)
         for batch in loader:
             corrupt.add(batch)

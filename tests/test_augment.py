@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop
 
+import mcbeit.augment as module
 from mcbeit.augment import Box, CropConfig, View, draw_box, normalise, two_views
 from mcbeit.config import validate
 from mcbeit.errors import ConfigError
@@ -173,6 +174,17 @@ def test_color_jitter__changes_both_views_alike() -> None:
     assert len(colours) == 10
     (plain, _) = two_views(image, CropConfig(), views, generator())
     assert (pixels(plain) == (200, 100, 50)).all()
+
+
+def test_color_jitter__comes_in_any_order(monkeypatch) -> None:
+    orders = set()
+    for seed in range(40):
+        order: list[str] = []
+        for name in ("adjust_brightness", "adjust_contrast", "adjust_saturation"):
+            monkeypatch.setattr(module, name, lambda image, _, name=name, order=order: order.append(name) or image)
+        two_views(Image.new("RGB", (8, 8)), CropConfig(color_jitter=0.4), (View(4, "bilinear"),), generator(seed))
+        orders.add(tuple(order))
+    assert len(orders) == 6
 
 
 def test_color_jitter__stays_within_its_strength() -> None:

@@ -9,7 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from mcbeit import config
 from mcbeit.config import Config, dotted_keys, dump, load, override, preset_names, read_values, validate
+from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError
+from mcbeit.pretrain import PretrainConfig
 
 
 class Optim(Config):
@@ -278,3 +280,20 @@ def test_dump__loads_back_equal(tmp_path: Path, lr: float) -> None:
 
 def test_dump__keeps_the_order_of_the_definition() -> None:
     assert list(yaml.safe_load(dump(Recipe(name="x")))) == list(Recipe.model_fields)
+
+
+def test_validate__tells_how_to_write_text_that_looks_like_a_number() -> None:
+    with pytest.raises(ConfigError) as error:
+        validate(DataConfig, override({}, ["source=2024"]))
+    assert """needs two kinds of quotes: source='"TEXT"'""" in str(error.value)
+    assert validate(DataConfig, override({}, ['source="2024"'])).source == "2024"
+
+
+def test_override__a_date_that_does_not_exist_is_one_error() -> None:
+    with pytest.raises(ConfigError, match="the value of run is not valid YAML: '2020-13-45'; put text into quotes"):
+        override({}, ["run=2020-13-45"])
+
+
+def test_user_path__is_below_the_home_folder(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert validate(PretrainConfig, {"run": "~/runs/x"}).run == "/home/me/runs/x"

@@ -1,4 +1,3 @@
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -279,8 +278,8 @@ def test_data_config__a_source_must_be_named() -> None:
 def test_auto_workers__is_as_configured_or_half_of_the_cores(monkeypatch) -> None:
     assert auto_workers(DataConfig(num_workers=0)) == 0
     assert auto_workers(DataConfig(num_workers=33)) == 33
-    for cores, workers in [(1, 1), (2, 1), (5, 2), (64, 8)]:
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+    for cores, workers in [(1, 1), (1.5, 1), (2, 1), (5, 2), (64, 8)]:
+        monkeypatch.setattr(module, "num_cores", lambda cores=cores: cores)
         assert auto_workers(DataConfig()) == workers
 
 

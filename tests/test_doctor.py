@@ -1,6 +1,7 @@
 """mcbeit.doctor and `mcbeit doctor`: facts in, versions, devices and findings out."""
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import replace
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from mcbeit import machine
 from mcbeit.cli.doctor import as_text, tables
 from mcbeit.cli.main import cli
 from mcbeit.doctor import GIB, PARTS, Finding, diagnose, has_kernels
-from mcbeit.machine import CudaDevice, Facts, cores_of_quota, gather
+from mcbeit.machine import CudaDevice, Facts, cores_of_quota, gather, num_cores
 
 LAPTOP = Facts(
     python="3.11.9",
@@ -249,6 +251,17 @@ def test_slow_settings__one_thread_of_many_cores() -> None:
 @pytest.mark.parametrize(("text", "cores"), [("max 100000\n", float("inf")), ("150000 100000\n", 1.5)])
 def test_cores_of_quota(text: str, cores: float) -> None:
     assert cores_of_quota(text) == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000\n", 8.0), ("150000 100000\n", 1.5), (None, 8.0)])
+def test_num_cores__is_the_affinity_or_the_quota_if_that_is_less(
+    quota: str | None, cores: float, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(machine, "QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert num_cores() == cores
 
 
 def test_small_storage() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mcbeit.config import validate
 from mcbeit.errors import ConfigError
-from mcbeit.masking import MaskConfig, draw_mask, num_masked
+from mcbeit.masking import MaskConfig, _add_block, draw_mask, num_masked
 
 KINDS = ["random", "block", "inverse_block"]
 
@@ -166,3 +166,15 @@ def test_num_masked__is_rounded_down_with_one_masked_and_one_visible(
 def test_mask_config__refuses_what_makes_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         validate(MaskConfig, values)
+
+
+def test_add_block__leaves_a_third_of_the_masks_unfull_as_beit_does() -> None:
+    """75 of 196 patches: 66.6 % of BEiT's masks are full, their mean is 74.47 (measured on the official code)."""
+    rng, config, counts = np.random.default_rng(0), MaskConfig(kind="block"), []
+    for _ in range(1500):
+        mask = np.zeros((14, 14), bool)
+        while (remaining := 75 - int(mask.sum())) > 0 and _add_block(mask, remaining, config, rng):
+            pass
+        counts.append(int(mask.sum()))
+    assert np.mean(counts) == pytest.approx(74.47, abs=0.15)
+    assert np.mean(np.array(counts) == 75) == pytest.approx(0.666, abs=0.04)

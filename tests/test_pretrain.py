@@ -186,6 +186,8 @@ def test_pretrain__checks_everything_before_work(source: Path, tokenizer: Path, 
         pretrain(pretrain_config(source, tokenizer, run, preprocess={"image_size": 18}))
     with pytest.raises(DataError, match="a probe needs labels"):
         pretrain(pretrain_config(source, tokenizer, run, eval={"every_epochs": 1, "kind": "folder"}))
+    with pytest.raises(DataError, match="there is no image source at 'nowhere'"):
+        pretrain(pretrain_config(source, tokenizer, run, eval={"queries": "nowhere"}))
     with pytest.raises(RunError, match="there is no trained tokenizer"):
         pretrain(pretrain_config(source, tmp_path / "nowhere", run))
     assert not run.exists()
@@ -204,6 +206,10 @@ def test_pretrain__checks_the_tokenizer_that_it_would_train_first(source: Path, 
     preset.write_text(dump(tokenizer_config(source, tmp_path / "unused")))
     with pytest.raises(ConfigError, match=r"target_perplexity=16 must be less than the tokenizer's 16 codes"):
         pretrain(config(objective={"target_perplexity": 16}))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").touch()
+    with pytest.raises(ConfigError, match=r"mine' is neither a tokenizer run nor free for one; name another place"):
+        pretrain(config(tokenizer={"kind": "dvae", "preset": str(preset), "path": str(tmp_path / "mine")}))
     with pytest.raises(ConfigError, match=r"image_size=4 is one patch of model\.patch_size=4"):
         pretrain(config(preprocess={"image_size": 4}))
     assert not (tmp_path / "run").exists()

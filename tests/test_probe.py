@@ -147,10 +147,20 @@ def test_online_probe__the_gallery_may_be_the_training_images(folder) -> None:
     assert greys(found.gallery) == greys(probe(folder).gallery)
 
 
+def test_online_probe__queries_may_lack_classes_and_number_them_otherwise(folder, tmp_path) -> None:
+    write_images(tmp_path / "val" / "light", {"x.png": flat(250)})  # alone, class 0; class 1 of the gallery
+    found = probe(folder, queries=str(tmp_path / "val"))
+    assert found.queries.labels.tolist() == [1]
+    assert found.num_skipped == 0
+
+
 def test_online_probe__refuses_before_any_training(folder, tmp_path) -> None:
     write_images(tmp_path / "other" / "dark", {"x.png": flat(1)})
-    with pytest.raises(DataError, match=r"eval\.queries='.*other' has other classes than the gallery"):
-        probe(folder, queries=str(tmp_path / "other"))
+    write_images(tmp_path / "more" / "other", {"x.png": flat(1)})
+    with pytest.raises(
+        DataError, match=r"eval\.queries='.*more' has classes that the gallery has not, such as 'other'"
+    ):
+        probe(folder, queries=str(tmp_path / "more"))
     with pytest.raises(DataError, match="a probe needs labels"):
         probe(folder, kind="folder")
     with pytest.raises(DataError, match=r"at least 2 images, but '.*x\.png' is alone"):

@@ -8,7 +8,7 @@ from images import write_images
 
 from mcbeit.errors import DataError
 from mcbeit.prepare import DATA_SETS
-from mcbeit.sources import PREPARED, SUFFIXES, ImageSource, open_source
+from mcbeit.sources import PREPARED, SUFFIXES, ImageSource, open_source, source_notes
 
 
 def make(root: Path, *paths: str) -> Path:
@@ -290,3 +290,45 @@ def test_open_source__says_which_kind_fits(tmp_path) -> None:
     )
     for kind in ("folder", "imagefolder"):
         assert "is a file, but a folder of images was asked for; use the kind list" in message(listed, kind)
+
+
+def test_open_folder__counts_what_it_passes_over(tmp_path) -> None:
+    write_images(tmp_path / "a", {"x.png": b"", "y.heic": b"", "z.heic": b"", ".hidden": b""})
+    source = open_source(str(tmp_path))
+    assert source_notes(source) == ["3 files of other kinds are passed over: 2 x .heic, 1 x hidden"]
+    write_images(tmp_path / "b", {"x.png": b"", "y.heic": b""})
+    assert open_source([str(tmp_path / "a"), str(tmp_path / "b")]).passed_over == {".heic": 3, "hidden": 1}
+    (tmp_path / "b" / "y.heic").unlink()
+    assert source_notes(open_source(str(tmp_path / "b"))) == []
+
+
+def test_open_folder__refuses_a_folder_that_it_may_not_read(tmp_path, monkeypatch) -> None:
+    write_images(tmp_path / "a", {"x.png": b""})
+    write_images(tmp_path / "secret", {"y.png": b""})
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # the tests may run as root, who may read everything
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert message(str(tmp_path)) == (
+        f"the folder '{tmp_path}/secret' cannot be read: Permission denied; change its permissions or move it"
+    )
+
+
+def test_open_list__refuses_a_label_that_no_class_has(tmp_path) -> None:
+    write_images(tmp_path, {"x.png": b""})
+    (tmp_path / "list.txt").write_text("x.png 99999999999\n")
+    assert "has the label 99999999999; number the classes from 0 on" in message(str(tmp_path / "list.txt"))
+
+
+def test_joined_source__keeps_the_numbers_of_numbered_classes(tmp_path) -> None:
+    write_images(tmp_path, {f"{i}.png": b"" for i in range(12)})
+    for name, labels in (("a", range(12)), ("b", (2, 11))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{i}.png {i}\n" for i in labels))
+    both = open_source([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    assert both.classes == [str(i) for i in range(12)]
+    assert both.labels is not None
+    assert both.labels.tolist() == [*range(12), 2, 11]

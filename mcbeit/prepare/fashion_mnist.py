@@ -5,6 +5,7 @@ Xiao, Rasul and Vollgraf, "Fashion-MNIST", arXiv 1708.07747; MIT licence, Zaland
 
 import gzip
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,12 @@ def read_payload(path: Path, expected: str) -> bytes:
     """The IDX bytes of a file, gzipped or not; raises DataError unless their sha256 is the expected one."""
     content = path.read_bytes()
     if path.suffix == ".gz":
-        content = gzip.decompress(content)
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{path.name} is no whole gzip file ({error}); the download is damaged, try again"
+            ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise DataError(
@@ -96,13 +102,20 @@ def _parse_idx(content: bytes, *, num_axes: int) -> UInt8[np.ndarray, "..."]:
 
 def _fetch(workspace: Path) -> tuple[Package, str]:
     """The package, and where in it each file lies."""
+    problem = None
     if has_apt():
-        return debian_package(PACKAGE, workspace), "usr/share/datasets/fashion-mnist/{}.gz"
-    return _download(workspace), "FashionMNIST/raw/{}"
+        try:
+            return debian_package(PACKAGE, workspace), "usr/share/datasets/fashion-mnist/{}.gz"
+        except DataError as error:
+            problem = error
+    try:
+        return _download(workspace), "FashionMNIST/raw/{}"
+    except DataError as error:
+        raise (DataError(f"{problem}\n{error}") if problem else error) from error
 
 
 def _download(workspace: Path) -> Package:
-    """Where there is no apt: the mirrors that torchvision knows."""
+    """Where apt does not help: the mirrors that torchvision knows."""
     import torchvision  # heavy, and only here
 
     say("fetching Fashion-MNIST by torchvision")

@@ -98,6 +98,33 @@ def test_prepare__without_apt_and_network(machine: Machine, tmp_path: Path, monk
     assert not (tmp_path / "out").exists()
 
 
+def test_prepare__where_apt_fails_by_torchvision_or_with_both_reasons(
+    files: dict[str, bytes], machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(root: str, *, train: bool, download: bool) -> None:
+        if broken:
+            raise RuntimeError("Error downloading")
+        raw = Path(root, "FashionMNIST", "raw")
+        raw.mkdir(parents=True)
+        for name, data in files.items():
+            (raw / name).write_bytes(data)
+
+    machine.add_apt()  # which knows no such package
+    fake = SimpleNamespace(__version__="0.29", datasets=SimpleNamespace(FashionMNIST=download))
+    monkeypatch.setitem(sys.modules, "torchvision", fake)
+    broken = True
+    with pytest.raises(DataError, match=r"dataset-fashion-mnist(.|\n)*torchvision.datasets.FashionMNIST failed"):
+        prepare("fashion-mnist", tmp_path / "out")
+    broken = False
+    assert prepare("fashion-mnist", tmp_path / "out").manifest.sources[0].registry == "torchvision"
+
+
+def test_read_payload__refuses_half_a_file(tmp_path: Path) -> None:
+    (tmp_path / "train.gz").write_bytes(gzip.compress(b"hello" * 99)[:-12])
+    with pytest.raises(DataError, match=r"train\.gz is no whole gzip file \(.*\); the download is damaged"):
+        read_payload(tmp_path / "train.gz", "00")
+
+
 def test_read_payload__refuses_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "train.gz").write_bytes(gzip.compress(b"hello"))
     assert read_payload(tmp_path / "train.gz", hashlib.sha256(b"hello").hexdigest()) == b"hello"

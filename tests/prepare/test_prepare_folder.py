@@ -213,3 +213,20 @@ def test_split_of__is_stable_and_keeps_the_share() -> None:
     assert splits == [split_of(str(index), validation_share=0.2) for index in range(2000)]
     assert 340 < splits.count("val") < 460
     assert {split_of("x", validation_share=0.0), split_of("x", validation_share=1.0)} == {"train", "val"}
+
+
+def test_prepare_folder__an_older_one_is_back_where_the_exchange_fails(tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "pets"
+    prepare_folder(PETS, out)
+    (out / "train" / "dog" / "1.png").unlink()
+    before, rename = contents(out), Path.rename
+
+    def fail_to_place(path: Path, target: Path) -> Path:
+        if Path(target) == out and path.name != "old":
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_to_place)
+    with pytest.raises(DataError, match="no space left"):
+        prepare_folder(PETS, out)
+    assert contents(out) == before
