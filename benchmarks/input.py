@@ -1,6 +1,6 @@
 """Images per second and core of the input pipeline against the plain PIL two-view pipeline, on real or made JPEGs.
 
-    python benchmarks/input.py [--images FOLDER] [--count 300] [--rounds 5]
+    python benchmarks/input.py [--images FOLDER] [--size 500 375] [--count 300] [--rounds 5]
 
 Both decode a JPEG, draw one crop and flip, and render the image view (224 px, bicubic) and the tokenizer's view
 (112 px, Lanczos); plain PIL also makes float tensors and normalises, as the official transforms do, while ours leaves
@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from mcbeit.augment import CropConfig, View, draw_box, two_views
-from mcbeit.preprocess import decode
+from mcbeit.augment import CropConfig, View, draw_box, read_views
 
 VIEWS = (View(224, "bicubic"), View(112, "lanczos"))
 CROP = CropConfig()
@@ -29,14 +28,14 @@ TO_IMAGE = transforms.Compose(
 TO_TOKENIZER = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
 
 
-def made_jpegs(count: int) -> list[bytes]:
-    """Smooth noise of 500 x 375, about the size and weight of an ImageNet photograph."""
+def made_jpegs(count: int, width: int, height: int) -> list[bytes]:
+    """Smooth noise; at 500 x 375 about the weight of an ImageNet photograph."""
     rng, files = np.random.default_rng(0), []
     for _ in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
+            (width, height), Image.Resampling.BICUBIC
         )
-        fine = rng.normal(0, 12, (375, 500, 3))
+        fine = rng.normal(0, 12, (height, width, 3))
         buffer = io.BytesIO()
         Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
         files.append(buffer.getvalue())
@@ -45,7 +44,7 @@ def made_jpegs(count: int) -> list[bytes]:
 
 def ours(data: bytes, seed: int) -> None:
     """The training pipeline of this project."""
-    two_views(decode(data), CROP, VIEWS, np.random.default_rng(seed))
+    read_views(data, CROP, VIEWS, np.random.default_rng(seed))
 
 
 def plain(data: bytes, seed: int) -> None:
@@ -64,6 +63,7 @@ def main() -> None:
     """Print both rates and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of JPEG files; default: made ones")
+    parser.add_argument("--size", type=int, nargs=2, default=(500, 375), help="of made images; a phone: 4000 3000")
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
     if options.images:
         files = [path.read_bytes() for path in sorted(options.images.rglob("*.jp*g"))[: options.count]]
     else:
-        files = made_jpegs(options.count)
+        files = made_jpegs(options.count, *options.size)
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     for turn in range(options.rounds + 1):
         for name, pipeline in (("ours", ours), ("plain", plain)):

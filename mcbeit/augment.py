@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from mcbeit.config import Config
-from mcbeit.preprocess import Interpolation
+from mcbeit.preprocess import Interpolation, decode
 
 
 class CropConfig(Config):
@@ -53,6 +53,13 @@ class Box(NamedTuple):
     height: int
     width: int
 
+    def shrunk(self, factor: int) -> "Box":
+        """The same crop of an image whose sides are so many times shorter."""
+        return Box(*(side // factor for side in self))
+
+
+SPARE = 2  # pixels that a shrunk crop keeps for each pixel of its largest view
+
 
 def draw_box(height: int, width: int, config: CropConfig, rng: np.random.Generator) -> Box:
     """Draw a crop as Inception does: ten tries for area and aspect, then the largest central crop of legal aspect."""
@@ -69,13 +76,37 @@ def draw_box(height: int, width: int, config: CropConfig, rng: np.random.Generat
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
+def read_views(
+    data: bytes, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
+) -> list[UInt8[Tensor, "3 size size"]]:
+    """`two_views` of an image file. A large JPEG is decoded no finer than twice the largest view needs of its crop.
+
+    Raises ImageError as `decode` does.
+    """
+    drawn: list[tuple[Box, int]] = []
+
+    def shrink(width: int, height: int) -> int:
+        box = draw_box(height, width, config, rng)
+        drawn.append((box, width))
+        return min(box.height, box.width) // (SPARE * max(view.size for view in views))
+
+    image = decode(data, shrink=shrink)
+    ((box, width),) = drawn
+    return _views_of(image, box.shrunk(round(width / image.width)), config, views, rng)
+
+
 def two_views(
     image: Image.Image, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
 ) -> list[UInt8[Tensor, "3 size size"]]:
     """Draw one crop, flip and colour change of an RGB image, and render each view of it (any number, usually two)."""
+    return _views_of(image, draw_box(image.height, image.width, config, rng), config, views, rng)
+
+
+def _views_of(
+    image: Image.Image, box: Box, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
+) -> list[Tensor]:
     if config.color_jitter:
         image = _jitter(image, config.color_jitter, rng)
-    box = draw_box(image.height, image.width, config, rng)
     flip = rng.random() < config.flip
     cropped = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     # channels last in memory, which is the fast path of resizing

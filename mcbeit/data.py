@@ -11,12 +11,11 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcbeit.augment import CropConfig, View, two_views
+from mcbeit.augment import CropConfig, View, read_views
 from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
@@ -131,21 +130,20 @@ class ViewDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         rng = sample_generator(self.seed, key)
-        index, image, corrupt = self._read(key.image, rng)
-        views = [] if image is None else two_views(image, self.crop, self.views, rng)
+        index, views, corrupt = self._read(key.image, rng)
         masks = [draw_mask(self.grid, self.mask, rng).reshape(-1) for _ in range(self.masks_per_image) if self.mask]
         stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
         return Sample(index, views, torch.from_numpy(stacked), corrupt)
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Image.Image | None, list[Corrupt]]:
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, list[Tensor], list[Corrupt]]:
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
-                return index, decode(self.source.read(index)), corrupt
+                return index, read_views(self.source.read(index), self.crop, self.views, rng), corrupt
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
-        return index, None, corrupt
+        return index, [], corrupt
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -1,14 +1,14 @@
 """Preprocessing: how an image file becomes model input, in PIL and numpy alone (no torch).
 
 Evaluation, export, service and benchmark all use this one definition, so that a file gives the same bits everywhere.
-Training reads files with the same `decode` and then makes its own views (`augment.py`).
+Training reads files with the same `decode` and then makes its own views (`augment.py`); large JPEGs it lets shrink.
 """
 
 import io
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
@@ -33,6 +33,7 @@ MAX_ASPECT = 32  # a longer image is cut to its middle first, or a 1 x 100,000 i
 
 Source = bytes | str | Path
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
+Shrink = Callable[[int, int], int]  # of width and height when upright; the factor by which a decoder may shrink
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -44,6 +45,12 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = {
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
 }
 _WARNINGS_LOCK = threading.Lock()
 
@@ -91,18 +98,21 @@ class Preprocess(Config):
         return (short, long) if width <= height else (long, short)
 
 
-def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(source: Source, *, max_pixels: int = MAX_PIXELS, shrink: Shrink | None = None) -> Image.Image:
     """Decode a JPEG, PNG, WebP, GIF, BMP or TIFF file, given as bytes or path; the first frame of an animation.
 
     The result is always RGB of 8 bits, upright by the EXIF orientation, without metadata; for the colours see
     `to_rgb`. Raises ImageError with one short reason if the file cannot be read, is no such image, is truncated or
     corrupt, or has more than `max_pixels` pixels (found in the header, before they are decoded). Never warns. May be
     called from many threads.
+
+    `shrink` is called with the size before pixels are decoded and says by which factor they may be fewer: a JPEG is
+    then decoded at 1/2, 1/4 or 1/8 of its size, which is several times as fast. For training only.
     """
     if isinstance(source, bytes):
-        return _decode(source, max_pixels)
+        return _decode(source, max_pixels, shrink)
     try:
-        return _decode(Path(source).read_bytes(), max_pixels)
+        return _decode(Path(source).read_bytes(), max_pixels, shrink)
     except OSError as error:
         raise ImageError(f"{source}: cannot be read: {error.strerror}") from error
     except ImageError as error:
@@ -169,7 +179,7 @@ def _cut_middle(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + min(image.width, longest), top + min(image.height, longest)))
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _decode(data: bytes, max_pixels: int, shrink: Shrink | None) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     plugin = _plugin(data)
@@ -184,7 +194,10 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         raise ImageError(f"the {plugin.format} header is corrupt") from error
     if image.width * image.height > max_pixels:
         raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
+    factor = 1 if shrink is None else shrink(*_upright_size(image))
     try:
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
         return to_rgb(image)
     except Exception as error:
         raise ImageError(f"the {plugin.format} data is truncated or corrupt") from error
@@ -203,6 +216,11 @@ def _no_warnings() -> Iterator[None]:
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _upright_size(image: ImageFile) -> tuple[int, int]:
+    is_turned = _TURNS.get(_orientation(image)) in _QUARTER_TURNS
+    return (image.height, image.width) if is_turned else image.size
 
 
 def _orientation(image: Image.Image) -> int:

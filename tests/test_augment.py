@@ -1,3 +1,4 @@
+import io
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop
 
 import mcbeit.augment as module
-from mcbeit.augment import Box, CropConfig, View, draw_box, normalise, two_views
+from mcbeit import preprocess
+from mcbeit.augment import Box, CropConfig, View, draw_box, normalise, read_views, two_views
 from mcbeit.config import validate
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import Preprocess
@@ -200,6 +202,56 @@ def test_color_jitter__stays_within_its_strength() -> None:
     ]
     assert 60 <= min(levels) < 65
     assert 135 < max(levels) <= 140
+
+
+# read_views
+
+
+def jpeg(width: int, height: int, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(photo(height, width)).resize((width, height)).save(buffer, "JPEG", quality=92, **options)
+    return buffer.getvalue()
+
+
+def decoded_sizes(monkeypatch, data: bytes, config: CropConfig, seeds: range) -> set[tuple[int, int]]:
+    """At which sizes a file is decoded for its crops."""
+    sizes, to_rgb = set(), preprocess.to_rgb
+    monkeypatch.setattr(preprocess, "to_rgb", lambda image: sizes.add(image.size) or to_rgb(image))
+    for seed in seeds:
+        read_views(data, config, (View(16, "bicubic"), View(8, "lanczos")), generator(seed))
+    return sizes
+
+
+def test_read_views__decode_a_large_jpeg_no_finer_than_its_crop_needs(monkeypatch) -> None:
+    whole = CropConfig(scale=(1.0, 1.0), aspect=(4 / 3, 4 / 3))
+    assert decoded_sizes(monkeypatch, jpeg(640, 480), whole, range(3)) == {(80, 60)}
+    assert decoded_sizes(monkeypatch, jpeg(160, 120), whole, range(3)) == {(80, 60)}
+    assert decoded_sizes(monkeypatch, jpeg(80, 60), whole, range(3)) == {(80, 60)}
+    some = decoded_sizes(monkeypatch, jpeg(640, 480), CropConfig(scale=(0.005, 1.0)), range(60))
+    assert some == {(640, 480), (320, 240), (160, 120), (80, 60)}
+
+
+def test_read_views__of_a_small_file_are_the_two_views_of_its_image() -> None:
+    data, views = jpeg(60, 48), (View(16, "bicubic"), View(8, "lanczos"))
+    for seed in range(5):
+        found = read_views(data, CropConfig(color_jitter=0.2), views, generator(seed))
+        wanted = two_views(preprocess.decode(data), CropConfig(color_jitter=0.2), views, generator(seed))
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_read_views__of_a_large_jpeg_are_nearly_those_of_all_its_pixels(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    smooth = Image.fromarray(photo(12, 16)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    smooth.save(buffer, "JPEG", quality=92, exif=exif)
+    for seed in range(12):
+        (found,) = read_views(buffer.getvalue(), CropConfig(), (View(32, "bicubic"),), generator(seed))
+        image = preprocess.decode(buffer.getvalue())
+        (wanted,) = two_views(image, CropConfig(), (View(32, "bicubic"),), generator(seed))
+        # not 0: the box is rounded to whole pixels of the smaller image; another crop differs by 30 and more
+        assert (found.float() - wanted.float()).abs().mean() < 5
 
 
 # how far training and evaluation differ
