@@ -14,7 +14,8 @@ from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
 from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain
 from mcbeit.sources import open_source
-from mcbeit.tokenizer_training import TokenizerConfig, planned_tokenizer, train_tokenizer, with_path
+from mcbeit.tokenizer_plan import planned_tokenizer, with_path
+from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
 
 Job = PretrainConfig | TokenizerConfig

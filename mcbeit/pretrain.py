@@ -45,7 +45,8 @@ from mcbeit.sources import ImageSource, open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, logits_of, low_precision
-from mcbeit.tokenizer_training import TokenizerConfig, check_tokenizer, get_tokenizer, tokenizer_run, with_path
+from mcbeit.tokenizer_plan import check_tokenizer, get_tokenizer, tokenizer_run, with_path
+from mcbeit.tokenizer_training import TokenizerConfig
 from mcbeit.vit import ModelConfig, VisionTransformer
 
 NUM_CALIBRATED = 64  # images that the temperature is chosen on

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mcbeit.augment import CropConfig, View, normalise
 from mcbeit.checkpoint import CheckpointConfig, write_bytes
-from mcbeit.config import Config, Seed, UserPath, read_values, validate
+from mcbeit.config import Config, Seed, UserPath
 from mcbeit.data import (
     CorruptImages,
     DataConfig,
@@ -32,25 +32,20 @@ from mcbeit.data import (
 from mcbeit.device import ComputeConfig, choose_device, choose_precision, thread_limit
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, RunError
-from mcbeit.masked import ObjectiveConfig
 from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line
 from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
 from mcbeit.preprocess import Interpolation
 from mcbeit.progress import Display
-from mcbeit.runfolder import LogConfig, MetricLog, open_run, read_summary
+from mcbeit.runfolder import LogConfig, MetricLog, open_run
 from mcbeit.sources import open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
-from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
+from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import (
     SLICE,
-    TokenizerChoice,
     calibrate_temperature,
-    load_tokenizer,
     logits_of,
-    require_path,
 )
-from mcbeit.vqgan import GumbelVQGAN
 
 DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
 NUM_JUDGED = 512  # images that a finished tokenizer is judged on
@@ -100,91 +95,10 @@ class TokenizerConfig(Config):
         return self
 
 
-def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
-    """The choice with the place of its weights: without one, what a preset trains is kept in RUN/tokenizer."""
-    if choice.preset is None or choice.path is not None:
-        return choice
-    return choice.model_copy(update={"path": str(run / "tokenizer")})
-
-
-def tokenizer_run(
-    choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
-) -> TokenizerConfig | None:
-    """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
-
-    It reads the same images in the same way; a batch is never larger than the source.
-    """
-    if choice.preset is None or (choice.path is not None and read_summary(Path(choice.path)) is not None):
-        return None
-    values = read_values(choice.preset)
-    if choice.path is not None:
-        values["run"] = choice.path
-    values["seed"] = seed
-    values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
-    config = validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
-    if num_images is None or config.optim.batch_size <= num_images:
-        return config
-    return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
-
-
-def get_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int]) -> Tokenizer:
-    """The tokenizer of a pretraining run, trained by the run `first` if there is one.
-
-    Raises ConfigError if its codes do not fit the patch grid.
-    """
-    if first is not None:
-        train_tokenizer(first, resume=True)
-    tokenizer = load_tokenizer(choice)
-    _check_grid(tokenizer, grid)
-    return tokenizer
-
-
-def check_tokenizer(
-    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], objective: ObjectiveConfig
-) -> None:
-    """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
-    if choice.kind == "vqgan":
-        require_path(choice)
-    if first is not None:
-        _check_size(first)
-        _check_place(Path(first.run))
-    with torch.device("meta"):
-        tokenizer = planned_tokenizer(choice, first)
-    _check_grid(tokenizer, grid)
-    if (wanted := objective.target_perplexity) is not None and wanted >= tokenizer.vocab_size and not objective.hard:
-        raise ConfigError(
-            f"objective.target_perplexity={wanted:g} must be less than the tokenizer's {tokenizer.vocab_size} codes"
-        )
-
-
-def planned_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None) -> Tokenizer:
-    """A tokenizer of the sizes that a run will have, its weights not those of the run: for estimates.
-
-    Raises RunError if nothing tells the sizes.
-    """
-    if choice.kind == "vqgan":
-        return GumbelVQGAN(choice.vqgan)
-    return load_tokenizer(choice) if first is None else DiscreteVAE(first.model)
-
-
-def _check_place(path: Path) -> None:
-    """Raise ConfigError if a tokenizer cannot be kept there."""
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").is_file()):
-        raise ConfigError(
-            f"tokenizer.path='{path}' is neither a tokenizer run nor free for one; name another place, or leave it out"
-        )
-
-
-def _check_size(config: TokenizerConfig) -> None:
+def check_size(config: TokenizerConfig) -> None:
+    """Raise ConfigError unless the images are a whole number of codes."""
     if config.image_size % config.model.stride:
         raise ConfigError(f"image_size={config.image_size} must be a multiple of model.stride={config.model.stride}")
-
-
-def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
-    try:
-        tokenizer.view_size(grid)
-    except ValueError as error:
-        raise ConfigError(f"{error}; check preprocess.image_size, model.patch_size and the tokenizer") from error
 
 
 def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -197,7 +111,7 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[st
 
 
 def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
-    _check_size(config)
+    check_size(config)
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)

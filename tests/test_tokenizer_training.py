@@ -17,16 +17,8 @@ from mcbeit.data import DataConfig, Key, ViewDataset
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, DataError, RunError
 from mcbeit.tokenizer_choice import TokenizerChoice, load_dvae, load_tokenizer
-from mcbeit.tokenizer_training import (
-    CodebookConfig,
-    get_tokenizer,
-    imbalance,
-    relaxation,
-    revive_dead_codes,
-    tokenizer_run,
-    train_tokenizer,
-    with_path,
-)
+from mcbeit.tokenizer_plan import get_tokenizer, tokenizer_run, with_path
+from mcbeit.tokenizer_training import CodebookConfig, imbalance, relaxation, revive_dead_codes, train_tokenizer
 from mcbeit.vqgan import GumbelVQGAN, GumbelVQGANConfig
 
 

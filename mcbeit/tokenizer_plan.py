@@ -1,0 +1,98 @@
+"""Where the tokenizer of a pretraining run comes from: weights that are there, or a run that trains it first."""
+
+from pathlib import Path
+
+import torch
+
+from mcbeit.config import read_values, validate
+from mcbeit.data import DataConfig
+from mcbeit.dvae import DiscreteVAE
+from mcbeit.errors import ConfigError
+from mcbeit.masked import ObjectiveConfig
+from mcbeit.runfolder import read_summary
+from mcbeit.tokenizer import Tokenizer
+from mcbeit.tokenizer_choice import TokenizerChoice, load_tokenizer, require_path
+from mcbeit.tokenizer_training import TokenizerConfig, check_size, train_tokenizer
+from mcbeit.vqgan import GumbelVQGAN
+
+
+def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
+    """The choice with the place of its weights: without one, what a preset trains is kept in RUN/tokenizer."""
+    if choice.preset is None or choice.path is not None:
+        return choice
+    return choice.model_copy(update={"path": str(run / "tokenizer")})
+
+
+def tokenizer_run(
+    choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
+) -> TokenizerConfig | None:
+    """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
+
+    It reads the same images in the same way; a batch is never larger than the source.
+    """
+    if choice.preset is None or (choice.path is not None and read_summary(Path(choice.path)) is not None):
+        return None
+    values = read_values(choice.preset)
+    if choice.path is not None:
+        values["run"] = choice.path
+    values["seed"] = seed
+    values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
+    config = validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+    if num_images is None or config.optim.batch_size <= num_images:
+        return config
+    return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
+
+
+def get_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int]) -> Tokenizer:
+    """The tokenizer of a pretraining run, trained by the run `first` if there is one.
+
+    Raises ConfigError if its codes do not fit the patch grid.
+    """
+    if first is not None:
+        train_tokenizer(first, resume=True)
+    tokenizer = load_tokenizer(choice)
+    _check_grid(tokenizer, grid)
+    return tokenizer
+
+
+def check_tokenizer(
+    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], objective: ObjectiveConfig
+) -> None:
+    """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
+    if choice.kind == "vqgan":
+        require_path(choice)
+    if first is not None:
+        check_size(first)
+        _check_place(Path(first.run))
+    with torch.device("meta"):
+        tokenizer = planned_tokenizer(choice, first)
+    _check_grid(tokenizer, grid)
+    if (wanted := objective.target_perplexity) is not None and wanted >= tokenizer.vocab_size and not objective.hard:
+        raise ConfigError(
+            f"objective.target_perplexity={wanted:g} must be less than the tokenizer's {tokenizer.vocab_size} codes"
+        )
+
+
+def planned_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None) -> Tokenizer:
+    """A tokenizer of the sizes that a run will have, its weights not those of the run: for estimates.
+
+    Raises RunError if nothing tells the sizes.
+    """
+    if choice.kind == "vqgan":
+        return GumbelVQGAN(choice.vqgan)
+    return load_tokenizer(choice) if first is None else DiscreteVAE(first.model)
+
+
+def _check_place(path: Path) -> None:
+    """Raise ConfigError if a tokenizer cannot be kept there."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.yaml").is_file()):
+        raise ConfigError(
+            f"tokenizer.path='{path}' is neither a tokenizer run nor free for one; name another place, or leave it out"
+        )
+
+
+def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+    try:
+        tokenizer.view_size(grid)
+    except ValueError as error:
+        raise ConfigError(f"{error}; check preprocess.image_size, model.patch_size and the tokenizer") from error
