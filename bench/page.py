@@ -136,12 +136,12 @@ def curves(records: Sequence[Values]) -> list[figures.Curve]:
     """The measurements of a run that are worth a look, those that were made at all."""
     found = []
     for key, title in CURVES.items():
-        rows = [record for record in records if key in record]
+        rows = [record for record in records if record.get(key) is not None]  # null: it was not finite
         if not rows or (key == "knn_top1" and len(rows) < 2):
             continue
         steps, values = [row["step"] for row in rows], [float(row[key]) for row in rows]
         curve = figures.Curve(title, steps, values)
-        if key == "loss" and all("target_entropy" in row for row in rows):
+        if key == "loss" and all(row.get("target_entropy") is not None for row in rows):
             entropies = [float(row["target_entropy"]) for row in rows]
             curve = curve._replace(name="loss", other=entropies, other_name="target entropy")
         found.append(curve)

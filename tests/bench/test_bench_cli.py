@@ -60,6 +60,7 @@ def test_report__demand_without_labels(unlabelled: Path) -> None:
     result = call(unlabelled, "--demand")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[0].startswith("no table: ")
+    assert result.stderr.splitlines()[-1] == "--demand: without labels there is nothing to judge"
     assert call(unlabelled).exit_code == 0
 
 

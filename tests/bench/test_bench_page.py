@@ -24,6 +24,13 @@ def test_curves__show_what_was_measured() -> None:
     assert curves([]) == []
 
 
+def test_curves__pass_over_what_was_not_finite() -> None:
+    """The gradient norm of a step that fp16 has skipped is infinite, which is null in the file."""
+    records = [{"step": 0, "gradient_norm": None}, {"step": 10, "gradient_norm": 2.0}]
+    (norm,) = curves(records)
+    assert (norm.steps, norm.values) == ([10], [2.0])
+
+
 def test_training_seconds__from_logged_speeds() -> None:
     records = [
         {"step": 0, "images_per_second": 8.0},
