@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
 
     loss: Float[Tensor, ""]
     gradient_norm: Float[Tensor, ""]
-    measurements: dict[str, Tensor]  # empty except at log steps
+    measurements: dict[str, Tensor]  # what costs time is measured at log steps only
 
 
 class Meter:

@@ -17,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mcbeit.augment import CropConfig, View, normalise
-from mcbeit.checkpoint import CheckpointConfig
-from mcbeit.config import Config, Seed, UserPath
+from mcbeit.config import UserPath
 from mcbeit.cost import Cost, estimate, tokenizer_flops
 from mcbeit.data import (
     Batch,
@@ -40,7 +39,7 @@ from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_
 from mcbeit.preprocess import Preprocess
 from mcbeit.probe import EvalConfig, OnlineProbe
 from mcbeit.progress import Display
-from mcbeit.runfolder import LogConfig, MetricLog, open_run
+from mcbeit.runfolder import MetricLog, RunConfig, open_run
 from mcbeit.sources import ImageSource, open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
@@ -52,12 +51,11 @@ from mcbeit.vit import ModelConfig, VisionTransformer
 NUM_CALIBRATED = 64  # images that the temperature is chosen on
 
 
-class PretrainConfig(Config):
+class PretrainConfig(RunConfig):
     """Everything about a pretraining run."""
 
     job: Literal["pretrain"] = "pretrain"
-    run: UserPath = "runs/pretrain"  # the run folder
-    seed: Seed = 0
+    run: UserPath = "runs/pretrain"
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()  # of the image view, in training and afterwards
     crop: CropConfig = CropConfig()
@@ -67,8 +65,6 @@ class PretrainConfig(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     compute: ComputeConfig = ComputeConfig()
-    log: LogConfig = LogConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
 
     @property
@@ -119,15 +115,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     probe = OnlineProbe(config.eval, config.data, config.preprocess, config.seed) if config.eval.names_labels else None
     first = first_run(config, len(source))
     check_tokenizer(with_path(config.tokenizer, Path(config.run)), first, config.grid, config.objective)
-    run = open_run(
-        config,
-        Path(config.run),
-        source,
-        resume=resume,
-        keep=config.checkpoint.keep,
-        seed=config.seed,
-        device=choose_device(),
-    )
+    run = open_run(config, source, resume=resume)
     if (summary := run.summary()) is not None:
         return summary
     parts = build(config, source)
@@ -135,15 +123,12 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
     meter = Meter(parts.device, flops_per_image=parts.cost.total, peak=matmul_peak(parts.device, parts.precision.dtype))
 
-    passed_over: list[str] = []
-    if (checkpoint := run.checkpoints.newest(passed_over.append)) is not None:
-        state.restore(checkpoint)
-    run.rewind(state.step)
+    warnings = [*source_notes(source), *run.go_on(state)]
 
     with Display("pretrain", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(describe(parts, source, per_epoch))
-        for message in [*source_notes(source), *passed_over]:
-            display.warn(message)
+        for warning in warnings:
+            display.warn(warning)
         for batch in batches(parts, source, range(state.step, total)):
             corrupt.add(batch)
             is_logged = state.step % config.log.every_steps == 0 or state.step == total - 1

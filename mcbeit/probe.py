@@ -34,7 +34,7 @@ class EvalConfig(Config):
 
     @property
     def names_labels(self) -> bool:
-        """Whether a run is told where labels are; else only its training images may have some."""
+        """Whether a run is told where labels are, for itself or for its report; else only its images may have some."""
         return (self.every_epochs, self.gallery, self.queries) != (None, None, None)
 
 

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import Field
 
 import mcbeit
-from mcbeit.checkpoint import CheckpointFolder, finite, write_bytes, write_json
-from mcbeit.config import Config, dump
-from mcbeit.device import device_name
+from mcbeit.checkpoint import CheckpointConfig, CheckpointFolder, finite, write_bytes, write_json
+from mcbeit.config import Config, Seed, UserPath, dump
+from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError
 from mcbeit.sources import ImageSource
+from mcbeit.state import TrainingState
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 MAY_CHANGE = ("run", "compute.", "log.", "checkpoint.", "eval.", "data.num_workers", "data.max_corrupt_fraction")
@@ -30,6 +30,16 @@ class LogConfig(Config):
 
     every_steps: int = Field(50, ge=1)
     tensorboard: bool = True
+
+
+class RunConfig(Config):
+    """What every job has: a name, a folder, a seed, and how often it is measured and saved."""
+
+    job: str
+    run: UserPath  # the run folder
+    seed: Seed = 0
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 class RunFolder:
@@ -54,6 +64,17 @@ class RunFolder:
         """Forget measurements at or after `step`: they will be made again."""
         kept = [record for record in self.records() if record["step"] < step]
         write_bytes(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def go_on(self, state: TrainingState) -> list[str]:
+        """Bring `state` to the newest checkpoint that can be read, if there is one, and forget what was measured since.
+
+        Returns what a person should hear: which damaged checkpoints were passed over. Raises RunError if all are.
+        """
+        passed_over: list[str] = []
+        if (checkpoint := self.checkpoints.newest(passed_over.append)) is not None:
+            state.restore(checkpoint)
+        self.rewind(state.step)
+        return passed_over
 
     def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
@@ -101,16 +122,15 @@ class MetricLog:
                     self._board.add_scalar(name, value, int(record["step"]))
 
 
-def open_run(
-    config: Config, path: Path, source: ImageSource, *, resume: bool, keep: int, seed: int, device: torch.device
-) -> RunFolder:
+def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFolder:
     """Make the folder of a new run, or with `resume` open one that exists; config and environment are written first.
 
     A run that stopped before its first measurement counts as new, and with `resume` one without checkpoint may go on
-    with anything. Raises RunError if the folder belongs to something else, to a run that is not to be resumed, to
-    another config, or to a source that has changed since.
+    with anything. Later the environment stays that of the start. Raises RunError if the folder belongs to something
+    else, to a run that is not to be resumed, to another config, or to a source that has changed since.
     """
-    run = RunFolder(path, keep=keep)
+    path = Path(config.run)
+    run = RunFolder(path, keep=config.checkpoint.keep)
     if path.exists() and not path.is_dir():
         raise RunError(f"the run folder '{path}' is a file; choose another with run=FOLDER")
     if path.is_dir() and any(path.iterdir()):
@@ -118,12 +138,14 @@ def open_run(
             raise RunError(f"the folder '{path}' is not empty and is not a run; choose another with run=FOLDER")
         if run.has_begun() and not resume:
             raise RunError(f"the run '{path}' exists already; go on with --resume, or choose another with run=FOLDER")
-        if run.checkpoints.steps():
-            _check_same(config, path)
-            _check_source(source, path)
+    goes_on = bool(run.checkpoints.steps())
+    if goes_on:
+        _check_same(config, path)
+        _check_source(source, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "env.json", {**environment(seed, device), "source": source.summary()})
+        if not goes_on:
+            write_json(path / "env.json", {**environment(config.seed), "source": source.summary()})
         write_bytes(path / "config.yaml", dump(config).encode())
     except OSError as error:
         raise RunError(f"the run folder '{path}' cannot be written: {error.strerror}") from error
@@ -144,7 +166,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def environment(seed: int, device: torch.device) -> dict[str, Any]:
+def environment(seed: int) -> dict[str, Any]:
     """What a run needs to be repeated, beside its config."""
     return {
         "mcbeit": mcbeit.__version__,
@@ -153,7 +175,7 @@ def environment(seed: int, device: torch.device) -> dict[str, Any]:
         "seed": seed,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": device_name(device)},
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": device_name(choose_device())},
     }
 
 

@@ -31,9 +31,8 @@ class TokenizerChoice(Config):
     """The frozen tokenizer of a pretraining run."""
 
     kind: Literal["dvae", "vqgan"] = "vqgan"
-    path: UserPath | None = (
-        None  # a tokenizer run (dvae), a .safetensors file (vqgan), or 'random': for speed tests only
-    )
+    # a tokenizer run (dvae), a .safetensors file (vqgan), or 'random', for speed tests only
+    path: UserPath | None = None
     preset: str | None = None  # train this preset on the same images first, where `path` does not exist yet
     interpolation: Interpolation = "lanczos"  # of the tokenizer's view
     min_agreement: float = Field(0.98, ge=0, le=1)  # share of equal codes from which low precision is used for it

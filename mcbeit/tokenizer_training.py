@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mcbeit.augment import CropConfig, View, normalise
-from mcbeit.checkpoint import CheckpointConfig, write_bytes
-from mcbeit.config import Config, Seed, UserPath
+from mcbeit.checkpoint import write_bytes
+from mcbeit.config import Config, UserPath
 from mcbeit.data import (
     CorruptImages,
     DataConfig,
@@ -29,23 +29,19 @@ from mcbeit.data import (
     check_readable,
     make_loader,
 )
-from mcbeit.device import ComputeConfig, choose_device, choose_precision, thread_limit
+from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, thread_limit
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, RunError
 from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line
 from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
 from mcbeit.preprocess import Interpolation
 from mcbeit.progress import Display
-from mcbeit.runfolder import LogConfig, MetricLog, open_run
+from mcbeit.runfolder import MetricLog, RunConfig, open_run
 from mcbeit.sources import open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import count_codes, perplexity
-from mcbeit.tokenizer_choice import (
-    SLICE,
-    calibrate_temperature,
-    logits_of,
-)
+from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
 
 DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
 NUM_JUDGED = 512  # images that a finished tokenizer is judged on
@@ -62,12 +58,11 @@ class CodebookConfig(Config):
     revive_until: float = Field(0.8, ge=0, le=1)  # share of the run after which no code is revived
 
 
-class TokenizerConfig(Config):
+class TokenizerConfig(RunConfig):
     """Everything about a tokenizer run."""
 
     job: Literal["tokenizer"] = "tokenizer"
     run: UserPath = "runs/tokenizer"
-    seed: Seed = 0
     data: DataConfig = DataConfig()
     image_size: int = Field(112, ge=1)  # pixels of the crops that it is trained on
     interpolation: Interpolation = "lanczos"
@@ -78,8 +73,6 @@ class TokenizerConfig(Config):
         epochs=1, warmup_epochs=0.05, batch_size=64, lr=1e-3, betas=(0.9, 0.99), weight_decay=0
     )
     compute: ComputeConfig = ComputeConfig()
-    log: LogConfig = LogConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "TokenizerConfig":
@@ -115,15 +108,7 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
-    run = open_run(
-        config,
-        Path(config.run),
-        source,
-        resume=resume,
-        keep=config.checkpoint.keep,
-        seed=config.seed,
-        device=choose_device(),
-    )
+    run = open_run(config, source, resume=resume)
     if (summary := run.summary()) is not None:
         return summary
     device = choose_device()
@@ -132,10 +117,7 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
     model = DiscreteVAE(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState.start(model, make_optimizer([model], config.optim), precision, teacher_of=None)
     state.numbers["tokenizer"] = config.model.model_dump()
-    passed_over: list[str] = []
-    if (checkpoint := run.checkpoints.newest(passed_over.append)) is not None:
-        state.restore(checkpoint)
-    run.rewind(state.step)
+    warnings = [*source_notes(source), *run.go_on(state)]
     dataset = ViewDataset(
         source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)
     )
@@ -149,24 +131,15 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
 
     with Display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
-        for message in [*source_notes(source), *passed_over]:
-            display.warn(message)
+        for warning in warnings:
+            display.warn(warning)
         for batch in loader:
             corrupt.add(batch)
             step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
             images = model_input(model, batch.to(device).views[0])
-            with precision.autocast(device):
-                logits = model.code_logits(images)
-                weights = F.gumbel_softmax(logits.float(), tau=relaxation(config.codebook, step / total), dim=-1)
-                decoded = model.decode(weights, cells(model, images))
-            error = F.mse_loss(decoded.float(), images)
-            loss = error + config.codebook.uniform_weight * imbalance(logits.float())
-            state.scaler.scale(loss).backward()
-            norm = state.apply_gradients(lr, config.optim.clip_grad)
-            use += count_codes(logits.detach())
+            result, counts = train_step(state, images, config, lr=lr, progress=step / total, precision=precision)
+            use += counts
             is_logged = step % config.log.every_steps == 0 or state.step == total
-            measurements = {"reconstruction_error": error.detach()} if is_logged else {}
-            result = StepResult(loss.detach(), norm, measurements)
             meter.count(result, num_images=config.optim.batch_size)
             is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
             if is_logged or is_saved:
@@ -176,7 +149,6 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
                     revive_dead_codes(model, use, config.seed + step)
                 use.zero_()
             if is_logged:
-                counts = count_codes(logits.detach())
                 record = {
                     "step": step,
                     "epoch": state.step / per_epoch,
@@ -203,6 +175,29 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
         if len(corrupt):
             display.note(f"{len(corrupt)} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
     return run.finish({name: value for name, value in state.numbers.items() if name != "use"})
+
+
+def train_step(
+    state: TrainingState,
+    images: Float[Tensor, "batch 3 height width"],
+    config: TokenizerConfig,
+    *,
+    lr: float,
+    progress: float,
+    precision: Precision,
+) -> tuple[StepResult, Float[Tensor, " code"]]:
+    """One optimiser step at a share `progress` of the run; also returns how often each code was the best."""
+    model = state.model
+    assert isinstance(model, DiscreteVAE)
+    with precision.autocast(images.device):
+        logits = model.code_logits(images)
+        weights = F.gumbel_softmax(logits.float(), tau=relaxation(config.codebook, progress), dim=-1)
+        decoded = model.decode(weights, cells(model, images))
+    error = F.mse_loss(decoded.float(), images)
+    loss = error + config.codebook.uniform_weight * imbalance(logits.float())
+    state.scaler.scale(loss).backward()
+    norm = state.apply_gradients(lr, config.optim.clip_grad)
+    return StepResult(loss.detach(), norm, {"reconstruction_error": error.detach()}), count_codes(logits.detach())
 
 
 def model_input(model: DiscreteVAE, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "..."]:

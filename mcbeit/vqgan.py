@@ -19,9 +19,8 @@ class GumbelVQGANConfig(Config):
     vocab_size: int = Field(8192, ge=2)
     embed_dim: int = Field(256, ge=1)
     dim: int = Field(128, ge=32, multiple_of=32)  # width of the first level; group norms have 32 groups
-    multipliers: tuple[PositiveInt, ...] = Field(
-        (1, 1, 2, 4), min_length=1
-    )  # of the width, per level; stride 2^(levels - 1)
+    # of the width, per level; the stride is 2^(levels - 1)
+    multipliers: tuple[PositiveInt, ...] = Field((1, 1, 2, 4), min_length=1)
     num_blocks: int = Field(2, ge=1)
 
 

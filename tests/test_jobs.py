@@ -7,6 +7,7 @@ import yaml
 from click.testing import CliRunner
 from tiny import tokenizer_config, write_shapes
 
+from mcbeit import jobs
 from mcbeit.cli.main import cli
 from mcbeit.config import PRESETS, dump, preset_names
 from mcbeit.errors import ConfigError
@@ -107,15 +108,25 @@ def test_load_job__omega_replaces_the_refine_weight_of_a_preset() -> None:
     assert config.objective.refine_weight == 0.3
 
 
-def test_cost_lines__count_what_is_not_there_yet_and_say_so(tmp_path: Path) -> None:
+def test_cost_lines__count_what_is_not_there_yet_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     lines = list(
         cost_lines(load_job("demo", [f"tokenizer.path={tmp_path}/none", "data.source=data/fashion-mnist/train"]))
     )
     steps = next(line for line in lines if line.startswith("steps: "))
-    if not Path("data/fashion-mnist/train").exists():
-        assert "make it: mcbeit data prepare fashion-mnist data/fashion-mnist" in steps
-        assert "with the images of ImageNet-1K" in steps
+    assert "make it: mcbeit data prepare fashion-mnist data/fashion-mnist" in steps
+    assert "with the images of ImageNet-1K" in steps
     assert f"a tokenizer is trained first, into {tmp_path}/none: " in "\n".join(lines)
+
+
+def test_train__says_how_to_go_on_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(config: object, *, resume: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "run_job", interrupt)
+    result = CliRunner().invoke(cli, ["train", "demo"])
+    assert result.exit_code == 1
+    assert "stopped; go on from the last checkpoint of runs/demo with the same command and --resume" in result.stderr
 
 
 def test_train__explains_every_mistake_at_once() -> None:

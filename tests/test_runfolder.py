@@ -12,10 +12,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import mcbeit
 from mcbeit import runfolder
-from mcbeit.checkpoint import Checkpoint, CheckpointConfig
-from mcbeit.config import Config, override, validate
+from mcbeit.checkpoint import Checkpoint
+from mcbeit.config import Config, UserPath, override, validate
 from mcbeit.errors import RunError
-from mcbeit.runfolder import LogConfig, MetricLog, RunFolder, environment, open_run, read_records, read_summary
+from mcbeit.runfolder import (
+    LogConfig,
+    MetricLog,
+    RunConfig,
+    RunFolder,
+    environment,
+    open_run,
+    read_records,
+    read_summary,
+)
 from mcbeit.sources import FileSource
 
 
@@ -25,27 +34,25 @@ class DataPart(Config):
     max_corrupt_fraction: float = 0.01
 
 
-class RunConfig(Config):
+class Example(RunConfig):
     """Sections named like those of the real jobs."""
 
-    run: str = "runs/x"
-    seed: int = 0
+    job: str = "example"
+    run: UserPath = "runs/x"
     data: DataPart = DataPart()
-    log: LogConfig = LogConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     scale: tuple[float, float] = (0.08, 1.0)
 
 
-def config(*assignments: str) -> RunConfig:
-    return validate(RunConfig, override({}, assignments))
+def config(*assignments: str) -> Example:
+    return validate(Example, override({}, assignments))
 
 
-CPU, IMAGES = torch.device("cpu"), ("a.png", "b.png")
+IMAGES = ("a.png", "b.png")
 
 
 def start(path: Path, *assignments: str, resume: bool = False, images: Sequence[str] = IMAGES) -> RunFolder:
     source = FileSource(path, images)
-    return open_run(config(*assignments), path, source, resume=resume, keep=2, seed=3, device=CPU)
+    return open_run(config(f"run={path}", "seed=3", *assignments), source, resume=resume)
 
 
 def refusal(path: Path, *assignments: str, resume: bool = False) -> str:
@@ -63,7 +70,7 @@ def test_open_run__writes_config_and_environment_first(resume: bool, tmp_path) -
     assert run.path == tmp_path / "runs" / "x"
     assert {file.name for file in run.path.iterdir()} == {"config.yaml", "env.json"}
     written = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
-    assert validate(RunConfig, written) == config("data.source=~/Köln")
+    assert validate(Example, written) == config(f"run={run.path}", "seed=3", "data.source=~/Köln")
     assert json.loads((run.path / "env.json").read_text())["seed"] == 3
     assert run.records() == []
     assert run.summary() is None
@@ -90,7 +97,9 @@ def test_open_run__what_was_never_saved_may_change_when_it_resumes(tmp_path) -> 
 
 def test_open_run__keeps_the_config_that_a_run_goes_on_with(tmp_path) -> None:
     start(tmp_path).checkpoints.save(Checkpoint(1, {}, {}))
+    started = (tmp_path / "env.json").read_text()
     start(tmp_path, "log.every_steps=7", resume=True)
+    assert (tmp_path / "env.json").read_text() == started  # where and by what it was begun
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["log"]["every_steps"] == 7
 
 
@@ -136,7 +145,7 @@ def test_open_run__names_each_changed_key_with_both_values(tmp_path) -> None:
         f"the run '{tmp_path}' cannot be resumed with another config:\n"
         "  data.source: 'a' in the run, 'b' now\n"
         "  scale: [0.08, 1.0] in the run, [0.2, 1.0] now\n"
-        "  seed: 0 in the run, 1 now"
+        "  seed: 3 in the run, 1 now"
     )
 
 
@@ -150,7 +159,6 @@ def test_open_run__a_key_of_another_version_is_a_change(tmp_path) -> None:
 @pytest.mark.parametrize(
     "assignment",
     [
-        "run=runs/moved",
         "log.every_steps=1",
         "log.tensorboard=false",
         "checkpoint.keep=5",
@@ -159,8 +167,14 @@ def test_open_run__a_key_of_another_version_is_a_change(tmp_path) -> None:
     ],
 )
 def test_open_run__what_does_not_change_the_training_may_change(assignment: str, tmp_path) -> None:
-    start(tmp_path)
+    start(tmp_path).checkpoints.save(Checkpoint(1, {}, {}))
     assert start(tmp_path, assignment, resume=True).path == tmp_path
+
+
+def test_open_run__a_run_may_be_moved(tmp_path) -> None:
+    start(tmp_path / "here").checkpoints.save(Checkpoint(1, {}, {}))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert start(tmp_path / "there", resume=True).checkpoints.steps() == [1]
 
 
 # measurements
@@ -248,7 +262,7 @@ def test_metrics__are_json_even_where_a_number_is_not_finite(tmp_path) -> None:
 
 def test_environment__tells_what_a_repetition_needs(monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["mcbeit", "train", "emoji"])
-    found: dict[str, Any] = environment(seed=5, device=CPU)
+    found: dict[str, Any] = environment(seed=5)
     assert found["mcbeit"] == mcbeit.__version__
     assert found["command"] == ["mcbeit", "train", "emoji"]
     assert found["seed"] == 5
@@ -277,17 +291,17 @@ def checkout(tmp_path, monkeypatch) -> Path:
 def test_environment__names_the_commit_of_a_checkout(checkout) -> None:
     git(checkout, "add", "mcbeit")
     git(checkout, "commit", "-qm", "x")
-    assert environment(0, CPU)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
+    assert environment(0)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
     (checkout / "mcbeit" / "__init__.py").write_text("changed = True")
-    assert environment(0, CPU)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
+    assert environment(0)["git"] == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
 
 
 def test_environment__an_installed_package_is_not_of_the_repository_around_it(checkout) -> None:
     """As with a virtual environment inside somebody's project."""
     git(checkout, "commit", "-qm", "x", "--allow-empty")
-    assert environment(0, CPU)["git"] is None
+    assert environment(0)["git"] is None
 
 
 def test_environment__without_git_there_is_no_commit(checkout, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert environment(0, CPU)["git"] is None
+    assert environment(0)["git"] is None
