@@ -129,6 +129,8 @@ def test_multi_choice_loss__equals_the_dense_form_whatever_the_sizes_and_chunks(
     with pytest.MonkeyPatch.context() as patch:
         row_bytes = 4 * problem.logits[0].numel()
         patch.setattr(mcbeit.loss, "CHUNK_BYTES", row_bytes * data.draw(st.integers(1, 13)))
+        patch.setattr(mcbeit.loss, "HEAD_CHUNK_BYTES", row_bytes * data.draw(st.integers(1, 13)))
+        patch.setattr(mcbeit.loss, "CODE_BLOCK", data.draw(st.integers(1, 12)))
         assert_same(problem, options, 1e-12)
 
 
@@ -140,10 +142,14 @@ def test_multi_choice_loss__does_not_depend_on_the_chunks(monkeypatch, repeats: 
     assert row_chunks(codes) == [slice(0, rows)]
     whole = factored(problem, options)
     monkeypatch.setattr(mcbeit.loss, "CHUNK_BYTES", 4 * (4 * problem.logits[0].numel()))
-    assert row_chunks(codes) == [slice(i, min(i + 4, rows)) for i in range(0, rows, 4)]  # the last one is smaller
+    chunks = row_chunks(codes)
+    assert len(chunks) == math.ceil(rows / 4)
+    assert [row for chunk in chunks for row in range(rows)[chunk]] == list(range(rows))
+    assert max(chunk.stop - chunk.start for chunk in chunks) <= 4
     torch.testing.assert_close(factored(problem, options), whole, rtol=1e-14, atol=0)
     assert_same(problem, options, 1e-12)
     monkeypatch.setattr(mcbeit.loss, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(mcbeit.loss, "HEAD_CHUNK_BYTES", 1)
     assert row_chunks(codes) == [slice(i, i + 1) for i in range(rows)]  # never less than a row
     assert_same(problem, options, 1e-12)
 
@@ -251,6 +257,7 @@ def test_multi_choice_loss__holds_nothing_of_vocabulary_size_for_more_than_a_chu
     patches, vocabulary = 6, 500
     problem = make_problem(6, repeats=repeats, patches=patches, vocabulary=vocabulary, masked=2)
     monkeypatch.setattr(mcbeit.loss, "CHUNK_BYTES", 2 * 4 * patches * vocabulary)
+    monkeypatch.setattr(mcbeit.loss, "HEAD_CHUNK_BYTES", 2 * 4 * 2 * vocabulary)
     with Allocations() as made:
         factored(problem, Options(refine_weight=refine_weight)).backward()
     # where nothing is mixed and no row repeated, masked patches alone are read: the head's gradient is larger
@@ -265,7 +272,7 @@ def test_multi_choice_loss__asks_the_head_about_masked_patches_only() -> None:
     problem = make_problem(2, patches=20, masked=3, vocabulary=500)
     with Allocations() as made:
         factored(problem, Options()).backward()
-    assert (2 * 3, 500) in made.shapes  # the prediction
+    assert (2, 3, 500 + mcbeit.loss.ROW_PADDING) in made.shapes  # the prediction
     assert (2, 20, 500) in made.shapes  # the probabilities: masked patches choose from all patches
     with Allocations() as probabilities:
         Codes(problem.logits, 0.7).probabilities(slice(0, 2))
