@@ -118,6 +118,10 @@ class CheckpointFolder:
         if earlier:
             write_json(self.path / "base.json", {"step": earlier[-1]})
 
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of a step. Raises RunError if it is incomplete or damaged."""
+        return load_checkpoint(self.folder(step))
+
     def folder(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.path / f"step-{step:08d}"

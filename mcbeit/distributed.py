@@ -5,6 +5,7 @@ group and replaces them when one dies; they then go on from the newest checkpoin
 Ray's own reports are not used: they allow one checkpoint per poll of the controller, and lose the last one with it.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -45,6 +46,7 @@ ENVIRONMENT = {  # read when ray is imported, by all of its processes
 MAX_SOCKET_FOLDER = 40  # characters of a temporary folder below which Ray's socket names still fit
 OBJECT_STORE_BYTES = 256 * 2**20
 POLL_SECONDS = 0.5
+MAX_WAIT_SECONDS = 10.0  # for the end of Ray's processes
 
 
 class Scale(NamedTuple):
@@ -274,9 +276,34 @@ def _cluster(scale: Scale) -> Iterator[tuple[Any, Path]]:
         try:
             yield ray, temporary
         finally:
+            own = _descendants(os.getpid()) if scale.address is None else []
             ray.shutdown()
+            _wait_for_end(own)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _descendants(pid: int) -> list[int]:
+    """The processes below one, where the system tells (Linux)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            parent = int(stat.read_text(errors="replace").rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for inner in found:
+        found += children.get(inner, [])
+    return found
+
+
+def _wait_for_end(pids: list[int]) -> None:
+    """Wait for processes of Ray that end by themselves, and end those that do not."""
+    until = time.monotonic() + MAX_WAIT_SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < until:
+        time.sleep(0.1)
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -7,11 +7,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field
+from safetensors import SafetensorError
 
 import mcbeit
 from mcbeit.checkpoint import (
@@ -63,7 +65,8 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line of measurements."""
-        _append(self.metrics_file, record)
+        with _writing("a line of measurements", self.path):
+            _append(self.metrics_file, record)
 
     def records(self) -> list[dict[str, Any]]:
         """All measurements so far."""
@@ -71,7 +74,8 @@ class RunFolder:
 
     def record_skip(self, record: Mapping[str, Any]) -> None:
         """Note a step that was skipped; the checkpoint that it can be repeated from is kept."""
-        _append(self.skipped_file, record)
+        with _writing("the note of a skipped step", self.path):
+            _append(self.skipped_file, record)
         self.checkpoints.keep_base(record["step"])
 
     def skipped_steps(self) -> list[dict[str, Any]]:
@@ -99,13 +103,8 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and remove what is no longer kept. Raises RunError if the disk does not take it."""
-        try:
+        with _writing(f"the checkpoint of step {checkpoint.step}", self.path):
             self.checkpoints.save(checkpoint)
-        except OSError as error:
-            raise RunError(
-                f"the checkpoint of step {checkpoint.step} cannot be written to '{self.path}': {error.strerror}. "
-                "Earlier checkpoints are untouched; make room or mend the folder, and go on with --resume"
-            ) from error
 
     def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
@@ -188,6 +187,19 @@ def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFold
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The measurements of a run; a line that was cut off by a crash is passed over."""
     yield from _read_lines(path / "metrics.jsonl")
+
+
+@contextmanager
+def _writing(thing: str, path: Path) -> Iterator[None]:
+    """Raise RunError if the disk does not take it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(
+            f"{thing} cannot be written to '{path}': {reason}. Earlier checkpoints are untouched; make room or mend "
+            "the folder, and go on with --resume"
+        ) from error
 
 
 def _append(file: Path, record: Mapping[str, Any]) -> None:
