@@ -102,8 +102,9 @@ def _run_on_ray(config: Job, resume: bool, scale: Scale) -> dict[str, Any]:
             "folder": str(Path.cwd()),
         }
         place = temporary / "train" if scale.address is None else Path(f"{config.run}.ray")
+        stop = StopRequest()
         try:
-            error = _watch(ray, board, _trainer(setting, scale, resources, place).fit)
+            error = _watch(ray, board, stop, _trainer(setting, scale, resources, place).fit)
             outcome = ray.get(board.outcome.remote())
             failure = ray.get(board.failure.remote())
         finally:
@@ -112,7 +113,7 @@ def _run_on_ray(config: Job, resume: bool, scale: Scale) -> dict[str, Any]:
         case ("complete", summary):
             return summary
         case ("interrupted", message):
-            raise Interrupted(message, signal.SIGINT)
+            raise Interrupted(message, stop.signal)
         case ("failed", (str(kind), str(message))):
             raise getattr(mcbeit.errors, kind)(message)
         case ("failed", message):
@@ -223,7 +224,7 @@ class _BoardDisplay(Display):
         self._board.note.remote(message)
 
 
-def _watch(ray: Any, board: Any, fit: Any) -> BaseException | None:
+def _watch(ray: Any, board: Any, stop: StopRequest, fit: Any) -> BaseException | None:
     """Show how it goes until `fit` ends, and hand on a request to stop; returns the error that it ended with."""
     errors: list[BaseException] = []
 
@@ -233,7 +234,7 @@ def _watch(ray: Any, board: Any, fit: Any) -> BaseException | None:
         except BaseException as error:  # told by the main thread
             errors.append(error)
 
-    thread, stop, display = threading.Thread(target=run, daemon=True), StopRequest(), DriverDisplay()
+    thread, display = threading.Thread(target=run, daemon=True), DriverDisplay()
     with stop.listening():
         thread.start()
         is_told = False

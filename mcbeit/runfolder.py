@@ -86,7 +86,7 @@ class RunFolder:
         """Forget measurements and skips at or after `step`: they will be made again."""
         for file in (self.metrics_file, self.skipped_file):
             kept = [record for record in _read_lines(file) if record["step"] < step]
-            if kept or file.exists():
+            if kept or file.exists() or file == self.metrics_file:
                 write_bytes(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def go_on(self, state: TrainingState, group: Group = ALONE) -> list[str]:

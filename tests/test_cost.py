@@ -16,7 +16,7 @@ BASE = {"num_patches": 196, "patch_size": 16, "dim": 768, "depth": 12}
 def test_backbone_flops__are_those_that_torch_counts(size: str) -> None:
     config = ModelConfig(size=size)  # type: ignore[arg-type]
     with torch.device("meta"):
-        model = VisionTransformer(config, image_size=224)
+        model = VisionTransformer(config, image_size=224).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model.forward_tokens(torch.zeros(1, 3, 224, 224))
     dim, depth, _ = config.shape

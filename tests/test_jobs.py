@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 from tiny import tokenizer_config, write_shapes
 
-from mcbeit import jobs
+from mcbeit import distributed
 from mcbeit.cli.main import cli
 from mcbeit.config import PRESETS, dump, preset_names
 from mcbeit.errors import ConfigError
@@ -120,10 +120,10 @@ def test_cost_lines__count_what_is_not_there_yet_and_say_so(tmp_path: Path, monk
 
 
 def test_train__says_how_to_go_on_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(config: object, *, resume: bool) -> None:
+    def interrupt(config: object, *, resume: bool, scale: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "run_job", interrupt)
+    monkeypatch.setattr(distributed, "launch", interrupt)
     result = CliRunner().invoke(cli, ["train", "demo"])
     assert result.exit_code == 1
     assert "stopped; go on from the last checkpoint of runs/demo with the same command and --resume" in result.stderr
