@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "mcbeit.cli.doctor",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",
+    "weights": "mcbeit.cli.weights",
 }
 
 
