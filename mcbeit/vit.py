@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.beit import Beit, RelativePositionBias
+from timm.models.beit import Attention, Beit, RelativePositionBias
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -66,6 +66,8 @@ class VisionTransformer(Beit):
     finetuned models have it, each block may have a table of its own, and `fc_norm` of the pooled tokens replace `norm`.
     """
 
+    rel_pos_bias: RelativePositionBias | None  # type: ignore[assignment]  # timm sets None too, but does not say so
+
     def __init__(self, config: ModelConfig, *, image_size: int) -> None:
         dim, depth, heads = config.shape
         super().__init__(
@@ -123,11 +125,7 @@ class VisionTransformer(Beit):
         return tokens if self.pos_embed is None else tokens + self.pos_embed
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
-        """Change the image size by the rules of the official code, which are not timm's.
-
-        Bias tables are resized on a geometric progression, absolute positions by bicubic interpolation without
-        antialiasing.
-        """
+        """Change the image size: `resize_table` and `resize_positions` are the official rules, which are not timm's."""
         if patch_size is not None:
             raise ValueError("the patch size of a trained backbone is fixed")
         old_grid = self.grid
@@ -135,19 +133,26 @@ class VisionTransformer(Beit):
         if self.grid == old_grid:
             return
         if self.pos_embed is not None:
-            resized = resample_abs_pos_embed(
-                self.pos_embed, new_size=self.grid, old_size=old_grid, num_prefix_tokens=1, antialias=False
-            )
+            resized = resize_positions(self.pos_embed, old_grid, self.grid)
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
         if self.rel_pos_bias is not None:
             old_table = self.rel_pos_bias.relative_position_bias_table
             self.rel_pos_bias = RelativePositionBias(self.grid, old_table.shape[1]).to(old_table.device)
             self.rel_pos_bias.relative_position_bias_table = _resized(old_table, old_grid, self.grid)
-        for attention in (block.attn for block in self.blocks):
-            old_table = attention.relative_position_bias_table
-            if old_table is not None:
+        for attention in (module for module in self.blocks.modules() if isinstance(module, Attention)):
+            table = attention.relative_position_bias_table
+            if table is not None:
                 attention.set_window_size(self.grid)  # for the index; its own resizing is replaced
-                attention.relative_position_bias_table = _resized(old_table, old_grid, self.grid)
+                attention.relative_position_bias_table = _resized(table, old_grid, self.grid)
+
+
+def resize_positions(
+    positions: Float[Tensor, "1 source dim"], source_grid: tuple[int, int], target_grid: tuple[int, int]
+) -> Float[Tensor, "1 target dim"]:
+    """Absolute positions for another patch grid: bicubic, not antialiased; the first is the cls token's and stays."""
+    return resample_abs_pos_embed(
+        positions, new_size=list(target_grid), old_size=list(source_grid), num_prefix_tokens=1, antialias=False
+    )
 
 
 def _resized(table: nn.Parameter, old_grid: tuple[int, int], grid: tuple[int, int]) -> nn.Parameter:

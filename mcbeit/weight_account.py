@@ -1,7 +1,7 @@
 """The account of a weights file: what became of every key. Nothing is passed over in silence."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -43,20 +43,23 @@ class Account:
         return {fate: found[fate] for fate in FATES}
 
     def by_rule(self) -> dict[Entry, list[str]]:
-        """The keys of each fate and rule, in the order of FATES and of the file."""
+        """The keys of each fate and rule so far, in the order of FATES and of the file."""
         groups: dict[Entry, list[str]] = {}
-        for key in self.keys:
+        for key in (key for key in self.keys if key in self.entries):
             groups.setdefault(self.entries[key], []).append(key)
         return dict(sorted(groups.items(), key=lambda item: FATES.index(item[0].fate)))
 
-    def check_complete(self) -> None:
-        """Raises WeightsError with every key that has no entry: the loader does not know what it is."""
-        unknown = [key for key in self.keys if key not in self.entries]
-        if unknown:
+    def refuse(self, unknown: Iterable[str]) -> None:
+        """Raises WeightsError that names keys which no rule knows, if there are any."""
+        if names := list(unknown):
             raise WeightsError(
-                f"'{self.origin}' holds {count(unknown, 'key')} that a BEiT backbone does not have: {some(unknown)}. "
+                f"'{self.origin}' holds {count(names, 'key')} that a BEiT backbone does not have: {some(names)}. "
                 "Nothing was loaded; take them out of the file if they are not part of the model"
             )
+
+    def check_complete(self) -> None:
+        """Raises WeightsError with every key that has no entry."""
+        self.refuse(key for key in self.keys if key not in self.entries)
 
     def summary(self) -> str:
         """One line: how many keys had each fate, and what starts anew."""
@@ -70,13 +73,12 @@ class Account:
         return {"counts": self.counts(), "keys": keys, "fresh": dict(self.fresh)}
 
 
-def count(keys: Iterable[str] | Mapping[str, Any], word: str) -> str:
+def count(names: Sequence[str], word: str) -> str:
     """`1 key`, `2 keys`."""
-    number = len(list(keys))
-    return f"{number} {word}{'s' * (number != 1)}"
+    return f"{len(names)} {word}{'s' * (len(names) != 1)}"
 
 
-def some(keys: Iterable[str] | Mapping[str, Any]) -> str:
+def some(keys: Iterable[str]) -> str:
     """The first keys by name, the others by their number."""
     names = list(keys)
     rest = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""

@@ -1,0 +1,62 @@
+"""The manifest beside our weights: NAME.json tells what NAME.safetensors is, so that nothing has to be guessed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mcbeit.config import Config, validate
+from mcbeit.errors import ConfigError, WeightsError
+from mcbeit.preprocess import Preprocess
+from mcbeit.vit import ModelConfig
+
+
+class WeightsManifest(Config):
+    """What a file of our weights holds."""
+
+    format: Literal[1] = 1
+    kind: Literal["mcbeit-weights"] = "mcbeit-weights"
+    sha256: str  # of the file of weights
+    model: ModelConfig
+    image_size: int = Field(ge=1)  # pixels that the positions are for
+    preprocess: Preprocess | None = None  # None: not known
+    vocab_size: int | None = None  # codes of the vocabulary head, if the file has one
+    num_classes: int | None = None  # of the classifier, if the file has one
+    origin: str  # the name of the file that they were converted from, and its layout
+    mcbeit: str  # the version that wrote it
+
+
+def manifest_path(weights: Path) -> Path:
+    """Where the manifest of a file of weights lies."""
+    return weights.with_suffix(".json")
+
+
+def read_manifest(weights: Path) -> WeightsManifest | None:
+    """The manifest beside a file of weights; None if there is none, or if the JSON beside it is something else.
+
+    Raises WeightsError if it is damaged or of other weights than those it lies beside.
+    """
+    path = manifest_path(weights)
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("kind") != "mcbeit-weights":
+            return None
+        manifest = validate(WeightsManifest, values, origin=str(path))
+    except (ValueError, ConfigError) as error:
+        raise WeightsError(f"the manifest '{path}' is damaged: {error}; remove it or make the weights anew") from error
+    if manifest.sha256 != file_hash(weights):
+        raise WeightsError(
+            f"'{weights}' is not the file that its manifest '{path.name}' describes: it is damaged or was replaced. "
+            "Bring the old one back, or remove the manifest to have the model inferred"
+        )
+    return manifest
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
