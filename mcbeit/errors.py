@@ -19,3 +19,7 @@ class ImageError(McbeitError):
 
 class RunError(McbeitError):
     """A run folder, a checkpoint or the training itself is in a state that cannot go on."""
+
+
+class WeightsError(McbeitError):
+    """A file of weights cannot be read, or holds something else than was asked for."""
