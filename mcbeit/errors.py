@@ -22,4 +22,4 @@ class RunError(McbeitError):
 
 
 class WeightsError(McbeitError):
-    """A file of weights cannot be read, holds something else, or does not fit the model."""
+    """A file of weights cannot be read, or holds something else than was asked for."""
