@@ -10,15 +10,22 @@ from mcbeit.config import dump, override, read_values, validate
 from mcbeit.cost import STATED_SPEEDS, tokenizer_flops
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError, DataError
+from mcbeit.kmeans import KMeansTokenizer
+from mcbeit.kmeans_training import KMeansRunConfig, fit_kmeans
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
 from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain
 from mcbeit.sources import open_source
-from mcbeit.tokenizer_plan import planned_tokenizer, with_path
+from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
 
-Job = PretrainConfig | TokenizerConfig
+Job = PretrainConfig | TokenizerConfig | KMeansRunConfig
+CONFIGS: dict[str, type[Job]] = {
+    "pretrain": PretrainConfig,
+    "tokenizer": TokenizerConfig,
+    "kmeans-tokenizer": KMeansRunConfig,
+}
 IMAGENET_IMAGES = 1_281_167  # what a preset whose images are not there is costed for
 ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replaces what the preset calls otherwise
 
@@ -27,11 +34,9 @@ def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     """The config of a preset or file with overrides. Raises ConfigError with every mistake in it."""
     values = override(read_values(source), map(_without_alias, assignments))
     kind = values.get("job", "pretrain")
-    if kind == "pretrain":
-        return validate(PretrainConfig, values, origin=source)
-    if kind == "tokenizer":
-        return validate(TokenizerConfig, values, origin=source)
-    raise ConfigError(f"{source}: job must be pretrain or tokenizer, found {kind!r}")
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise ConfigError(f"{source}: job must be one of {', '.join(CONFIGS)}, found {kind!r}")
+    return validate(CONFIGS[kind], values, origin=source)
 
 
 def _without_alias(assignment: str) -> str:
@@ -43,6 +48,8 @@ def run_job(config: Job, *, resume: bool = False) -> dict[str, Any]:
     """Start or resume the run that `config` describes; returns its summary."""
     if isinstance(config, PretrainConfig):
         return pretrain(config, resume=resume)
+    if isinstance(config, KMeansRunConfig):
+        return fit_kmeans(config, resume=resume)
     return train_tokenizer(config, resume=resume)
 
 
@@ -97,7 +104,11 @@ def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, fl
     return parameters, {name: value for name, value in cost._asdict().items() if value}
 
 
-def _tokenizer_cost(config: TokenizerConfig) -> tuple[dict[str, int], dict[str, float]]:
+def _tokenizer_cost(config: TokenizerRun) -> tuple[dict[str, int], dict[str, float]]:
+    if isinstance(config, KMeansRunConfig):
+        with torch.device("meta"):
+            fitted = KMeansTokenizer(config.model).eval()
+            return {"network (frozen)": _count(fitted)}, {"features": tokenizer_flops(fitted, config.image_size)}
     with torch.device("meta"):
         tokenizer = DiscreteVAE(config.model)
         encoder = tokenizer_flops(tokenizer, config.image_size)

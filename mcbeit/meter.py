@@ -21,7 +21,7 @@ class StepResult(NamedTuple):
     """What a step leaves on the device; nothing here has been waited for."""
 
     loss: Float[Tensor, ""]
-    gradient_norm: Float[Tensor, ""]
+    gradient_norm: Float[Tensor, ""] | None  # None: it was no step along a gradient
     measurements: dict[str, Tensor]  # what costs time is measured at log steps only
 
 
@@ -58,7 +58,8 @@ class Meter:
         values = {"loss": float(self._loss) / self._steps, **values}
         if "target_entropy" in values:
             values["loss_above_entropy"] = float(self._result.loss) - values["target_entropy"]
-        values["gradient_norm"] = float(self._result.gradient_norm)
+        if self._result.gradient_norm is not None:
+            values["gradient_norm"] = float(self._result.gradient_norm)
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
         values["images_per_second"] = self._images / seconds
         if self.flops_per_image:
@@ -76,7 +77,7 @@ def check_finite(result: StepResult, step: int, *, scaled: bool) -> None:
 
     With loss scaling (`scaled`) an infinite gradient is normal: the step is skipped and the scale lowered.
     """
-    loss, norm = float(result.loss), float(result.gradient_norm)
+    loss, norm = float(result.loss), 0.0 if result.gradient_norm is None else float(result.gradient_norm)
     if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
         raise RunError(
             f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}. Nothing of this is saved; lower "
@@ -113,7 +114,9 @@ def status_line(record: Mapping[str, float | int]) -> str:
             parts.append(text.format(record[key]))
     if "code_perplexity" in record:
         parts.append(f"perplexity {record['code_perplexity']:.0f}")
-    parts.append(f"lr {record['lr']:.1e}  {record['images_per_second']:.0f} images/s")
+    if "lr" in record:
+        parts.append(f"lr {record['lr']:.1e}")
+    parts.append(f"{record['images_per_second']:.0f} images/s")
     if "share_of_peak" in record:
         parts.append(f"{record['share_of_peak']:.0%} of matmul peak")
     return "  ".join(parts)

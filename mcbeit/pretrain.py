@@ -44,8 +44,7 @@ from mcbeit.sources import ImageSource, open_source, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, logits_of, low_precision
-from mcbeit.tokenizer_plan import check_tokenizer, get_tokenizer, tokenizer_run, with_path
-from mcbeit.tokenizer_training import TokenizerConfig
+from mcbeit.tokenizer_plan import TokenizerRun, check_tokenizer, get_tokenizer, tokenizer_run, with_path
 from mcbeit.vit import ModelConfig, VisionTransformer
 
 NUM_CALIBRATED = 64  # images that the temperature is chosen on
@@ -191,7 +190,7 @@ def build(config: PretrainConfig, source: ImageSource) -> Pretraining:
     return Pretraining(config, device, precision, tokenizer, dtype, model, state, estimate_cost(config, tokenizer))
 
 
-def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerConfig | None:
+def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerRun | None:
     """The run that has to train the tokenizer first, if there is one."""
     choice = with_path(config.tokenizer, Path(config.run))
     return tokenizer_run(choice, config.data, seed=config.seed, num_images=num_images)
@@ -221,7 +220,7 @@ def view_dataset(config: PretrainConfig, source: ImageSource, tokenizer: Tokeniz
         crop=config.crop,
         views=(
             View(config.preprocess.image_size, config.preprocess.interpolation),
-            View(tokenizer.view_size(config.grid), config.tokenizer.interpolation),
+            View(tokenizer.view_size(config.grid), config.tokenizer.interpolation or tokenizer.interpolation),
         ),
         grid=config.grid,
         mask=config.mask,

@@ -8,18 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from pydantic import Field
 
 import mcbeit
-from mcbeit.checkpoint import CheckpointConfig, CheckpointFolder, finite, write_bytes, write_json
+from mcbeit.checkpoint import Checkpoint, CheckpointConfig, CheckpointFolder, finite, write_bytes, write_json
 from mcbeit.config import Config, Seed, UserPath, dump
 from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError
 from mcbeit.sources import ImageSource
-from mcbeit.state import TrainingState
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 MAY_CHANGE = ("run", "compute.", "log.", "checkpoint.", "eval.", "data.num_workers", "data.max_corrupt_fraction")
@@ -40,6 +39,16 @@ class RunConfig(Config):
     seed: Seed = 0
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+class Restorable(Protocol):
+    """What changes while a run goes on. `step` counts finished steps."""
+
+    step: int
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to what a checkpoint holds."""
+        ...
 
 
 class RunFolder:
@@ -65,7 +74,7 @@ class RunFolder:
         kept = [record for record in self.records() if record["step"] < step]
         write_bytes(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def go_on(self, state: TrainingState) -> list[str]:
+    def go_on(self, state: Restorable) -> list[str]:
         """Bring `state` to the newest checkpoint that can be read, if there is one, and forget what was measured since.
 
         Returns what a person should hear: which damaged checkpoints were passed over. Raises RunError if all are.

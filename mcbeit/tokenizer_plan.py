@@ -8,12 +8,24 @@ from mcbeit.config import read_values, validate
 from mcbeit.data import DataConfig
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError
+from mcbeit.kmeans import KMeansTokenizer
+from mcbeit.kmeans_training import KMeansRunConfig, check_kmeans, fit_kmeans
 from mcbeit.masked import ObjectiveConfig
 from mcbeit.runfolder import read_summary
 from mcbeit.tokenizer import Tokenizer
-from mcbeit.tokenizer_choice import TokenizerChoice, load_tokenizer, require_path
+from mcbeit.tokenizer_choice import (
+    JOBS,
+    RUN_KINDS,
+    TokenizerChoice,
+    load_tokenizer,
+    read_stored,
+    require_path,
+    untold_sizes,
+)
+from mcbeit.tokenizer_kinds import KINDS
 from mcbeit.tokenizer_training import TokenizerConfig, check_size, train_tokenizer
-from mcbeit.vqgan import GumbelVQGAN
+
+TokenizerRun = TokenizerConfig | KMeansRunConfig
 
 
 def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
@@ -25,7 +37,7 @@ def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
 
 def tokenizer_run(
     choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
-) -> TokenizerConfig | None:
+) -> TokenizerRun | None:
     """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
 
     It reads the same images in the same way; a batch is never larger than the source.
@@ -37,32 +49,53 @@ def tokenizer_run(
         values["run"] = choice.path
     values["seed"] = seed
     values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
-    config = validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+    if (job := values.get("job", JOBS[choice.kind])) != JOBS[choice.kind]:
+        raise ConfigError(
+            f"tokenizer.preset={choice.preset} is a {job} job, but tokenizer.kind={choice.kind} needs a "
+            f"{JOBS[choice.kind]} job"
+        )
+    origin = f"tokenizer.preset={choice.preset}"
+    config: TokenizerRun = (
+        validate(KMeansRunConfig, values, origin=origin)
+        if choice.kind == "kmeans"
+        else validate(TokenizerConfig, values, origin=origin)
+    )
     if num_images is None or config.optim.batch_size <= num_images:
         return config
     return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
 
 
-def get_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int]) -> Tokenizer:
+def get_tokenizer(choice: TokenizerChoice, first: TokenizerRun | None, grid: tuple[int, int]) -> Tokenizer:
     """The tokenizer of a pretraining run, trained by the run `first` if there is one.
 
     Raises ConfigError if its codes do not fit the patch grid.
     """
     if first is not None:
-        train_tokenizer(first, resume=True)
+        train_first(first)
     tokenizer = load_tokenizer(choice)
     _check_grid(tokenizer, grid)
     return tokenizer
 
 
+def train_first(first: TokenizerRun) -> None:
+    """Start the run of a tokenizer, or go on with it."""
+    if isinstance(first, KMeansRunConfig):
+        fit_kmeans(first, resume=True)
+    else:
+        train_tokenizer(first, resume=True)
+
+
 def check_tokenizer(
-    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], objective: ObjectiveConfig
+    choice: TokenizerChoice, first: TokenizerRun | None, grid: tuple[int, int], objective: ObjectiveConfig
 ) -> None:
     """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
-    if choice.kind == "vqgan":
+    if choice.kind not in RUN_KINDS:
         require_path(choice)
     if first is not None:
-        check_size(first)
+        if isinstance(first, KMeansRunConfig):
+            check_kmeans(first)
+        else:
+            check_size(first)
         _check_place(Path(first.run))
     with torch.device("meta"):
         tokenizer = planned_tokenizer(choice, first)
@@ -73,14 +106,18 @@ def check_tokenizer(
         )
 
 
-def planned_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None) -> Tokenizer:
+def planned_tokenizer(choice: TokenizerChoice, first: TokenizerRun | None) -> Tokenizer:
     """A tokenizer of the sizes that a run will have, its weights not those of the run: for estimates.
 
     Raises RunError if nothing tells the sizes.
     """
-    if choice.kind == "vqgan":
-        return GumbelVQGAN(choice.vqgan)
-    return load_tokenizer(choice) if first is None else DiscreteVAE(first.model)
+    if choice.kind in KINDS:
+        has_file = choice.path is not None and choice.path != "random" and Path(choice.path).exists()
+        sizes = read_stored(choice, str(choice.path)).config if has_file else untold_sizes(choice)
+        return KINDS[choice.kind].build(sizes)
+    if first is None:
+        return load_tokenizer(choice)
+    return KMeansTokenizer(first.model).eval() if isinstance(first, KMeansRunConfig) else DiscreteVAE(first.model)
 
 
 def _check_place(path: Path) -> None:

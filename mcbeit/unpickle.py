@@ -54,7 +54,8 @@ def read_checkpoint(path: str | Path) -> Any:
     try:
         if data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data):
             return load_file(path)
-        return _read(data, {"torch.storage._load_from_bytes": _read_nested})
+        with torch.device("cpu"):  # also where a plan is made on meta
+            return _read(data, {"torch.storage._load_from_bytes": _read_nested})
     except (WeightsError, SafetensorError) as error:
         raise WeightsError(f"'{path}' cannot be read as weights: {error}") from error
 

@@ -30,6 +30,7 @@ class Account:
     keys: tuple[str, ...]
     entries: dict[str, Entry] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)  # parameter of the model that starts anew -> why
+    owner: str = "a BEiT backbone"  # what the keys should be of
 
     def note(self, key: str, fate: Fate, rule: str = "") -> None:
         """Write down what became of a key; of two fates the one that changes more stays, both rules are kept."""
@@ -53,7 +54,7 @@ class Account:
         """Raises WeightsError that names keys which no rule knows, if there are any."""
         if names := list(unknown):
             raise WeightsError(
-                f"'{self.origin}' holds {count(names, 'key')} that a BEiT backbone does not have: {some(names)}. "
+                f"'{self.origin}' holds {count(names, 'key')} that {self.owner} does not have: {some(names)}. "
                 "Nothing was loaded; take them out of the file if they are not part of the model"
             )
 
