@@ -12,7 +12,7 @@ from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError, DataError
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
-from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain
+from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain, with_model
 from mcbeit.sources import open_source
 from mcbeit.tokenizer_plan import planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
@@ -28,7 +28,7 @@ def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     values = override(read_values(source), map(_without_alias, assignments))
     kind = values.get("job", "pretrain")
     if kind == "pretrain":
-        return validate(PretrainConfig, values, origin=source)
+        return with_model(validate(PretrainConfig, values, origin=source))
     if kind == "tokenizer":
         return validate(TokenizerConfig, values, origin=source)
     raise ConfigError(f"{source}: job must be pretrain or tokenizer, found {kind!r}")

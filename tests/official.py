@@ -59,7 +59,9 @@ def official_state(
             state[name] = torch.empty(*size)
         else:
             scale = 0.3 if len(size) == 1 else 0.1
-            state[name] = scale * torch.randn(*size, generator=generator) + name.endswith(("norm1.weight", "norm.weight"))
+            state[name] = scale * torch.randn(*size, generator=generator) + name.endswith(
+                ("norm1.weight", "norm.weight")
+            )
 
     def add_table(stem: str) -> None:
         add(f"{stem}.relative_position_bias_table", rows, shape.heads)
