@@ -14,7 +14,7 @@ from mcbeit.kmeans import KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, fit_kmeans
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
-from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain
+from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain, with_model
 from mcbeit.sources import open_source
 from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
@@ -36,7 +36,8 @@ def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     kind = values.get("job", "pretrain")
     if not isinstance(kind, str) or kind not in CONFIGS:
         raise ConfigError(f"{source}: job must be one of {', '.join(CONFIGS)}, found {kind!r}")
-    return validate(CONFIGS[kind], values, origin=source)
+    config = validate(CONFIGS[kind], values, origin=source)
+    return with_model(config) if isinstance(config, PretrainConfig) else config
 
 
 def _without_alias(assignment: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mcbeit.augment import CropConfig, View, normalise
@@ -31,6 +32,7 @@ from mcbeit.data import (
 )
 from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, matmul_peak, thread_limit
 from mcbeit.errors import ConfigError
+from mcbeit.initial_weights import has_begun, model_for, start_from
 from mcbeit.loss import Codes
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure, summarise
 from mcbeit.masking import MaskConfig, num_masked
@@ -55,6 +57,7 @@ class PretrainConfig(RunConfig):
 
     job: Literal["pretrain"] = "pretrain"
     run: UserPath = "runs/pretrain"
+    init: UserPath | None = None  # weights to start from: a run folder, a .safetensors or .pth file, timm:NAME
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()  # of the image view, in training and afterwards
     crop: CropConfig = CropConfig()
@@ -65,6 +68,15 @@ class PretrainConfig(RunConfig):
     optim: OptimConfig = OptimConfig()
     compute: ComputeConfig = ComputeConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _norms_every_token(self) -> "PretrainConfig":
+        if self.model.final_norm != "tokens":
+            raise ValueError(
+                f"model.final_norm={self.model.final_norm} is that of finetuned models: pretraining predicts single "
+                "patches; set model.final_norm=tokens"
+            )
+        return self
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -108,6 +120,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
 
 def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
+    config = with_model(config)
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     total = config.optim.total_steps(per_epoch)
@@ -125,7 +138,8 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
     warnings = [*source_notes(source), *run.go_on(state)]
 
     with Display("pretrain", total, done=state.step) as display, MetricLog(run, config.log) as log:
-        display.note(describe(parts, source, per_epoch))
+        for note in (describe(parts, source, per_epoch), *state.numbers.get("init", ())):
+            display.note(note)
         for warning in warnings:
             display.warn(warning)
         for batch in batches(parts, source, range(state.step, total)):
@@ -175,6 +189,7 @@ def build(config: PretrainConfig, source: ImageSource) -> Pretraining:
     backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
+    start = initial_weights(config, model)
     optimizer = make_optimizer([model], config.optim)
     state = TrainingState.start(
         model, optimizer, precision, teacher_of=backbone if config.objective.has_teacher else None
@@ -183,11 +198,24 @@ def build(config: PretrainConfig, source: ImageSource) -> Pretraining:
     view = some_tokenizer_views(config, source, tokenizer).to(device)
     tokenizer, agreement = low_precision(tokenizer, view, precision.dtype, config.tokenizer.min_agreement)
     dtype = next(tokenizer.parameters()).dtype
+    state.numbers |= start
     state.numbers["temperature"] = choose_temperature(tokenizer, logits_of(tokenizer, view), config.objective)
     state.numbers["tokenizer_agreement"] = agreement
     if config.compute.compile:
         model.compile()
     return Pretraining(config, device, precision, tokenizer, dtype, model, state, estimate_cost(config, tokenizer))
+
+
+def with_model(config: PretrainConfig) -> PretrainConfig:
+    """The config with what it leaves open of the model taken from its initial weights."""
+    return config.model_copy(update={"model": model_for(config.init, Path(config.run), config.model)})
+
+
+def initial_weights(config: PretrainConfig, model: MaskedImageModel) -> dict[str, list[str]]:
+    """Give the model the weights that its config names, unless the run goes on; returns what is kept of that."""
+    if config.init is None or has_begun(Path(config.run)):
+        return {}
+    return {"init": start_from(config.init, model, config.model, config.preprocess)}
 
 
 def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerRun | None:
@@ -204,6 +232,7 @@ def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
         patch_size=config.model.patch_size,
         dim=dim,
         depth=depth,
+        mlp_ratio=config.model.mlp_ratio,
         num_masked=num_masked(config.grid, config.mask.ratio),
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer_flops(tokenizer, tokenizer.view_size(config.grid)),

@@ -18,8 +18,9 @@ from torch import Tensor
 from mcbeit.checkpoint import CheckpointFolder, is_complete
 from mcbeit.config import read_values, validate
 from mcbeit.errors import ConfigError, WeightsError
+from mcbeit.pickle_machine import InertObject
 from mcbeit.preprocess import Preprocess
-from mcbeit.unpickle import InertObject, read_checkpoint
+from mcbeit.unpickle import read_checkpoint
 from mcbeit.vit import ModelConfig
 from mcbeit.weight_account import some
 from mcbeit.weight_manifest import read_manifest

@@ -154,6 +154,7 @@ def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights
         model, image_size = stored.known.model, stored.known.image_size
     else:
         model, image_size = infer_model(tensors, stored.origin, num_heads=num_heads)
+    preprocess = stored.known.preprocess
     known = model_shapes(model, image_size).keys() | HEADS.keys()
     account.refuse(keys[name] for name in tensors if name not in known)
     check_shapes(tensors, model, image_size, stored.origin)
@@ -166,7 +167,7 @@ def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights
         account=account,
         model=model,
         image_size=image_size,
-        preprocess=stored.known.preprocess,
+        preprocess=preprocess and preprocess.model_copy(update={"image_size": image_size}),
         path=stored.path,
     )
 
