@@ -1,6 +1,7 @@
 """Trained weights of timm's networks, from a local file or from a package that carries them. Nothing is downloaded."""
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,14 +33,23 @@ def read_network(name: str, source: str) -> dict[str, Tensor]:
 
 def load_network(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
     """Put tensors of the whole network into what `features_only` leaves of it, which may name them otherwise."""
-    trained = timm.create_model(
-        name,
-        pretrained=True,
-        features_only=True,
-        out_indices=tuple(network.feature_info.out_indices),  # type: ignore[union-attr, arg-type]  # timm is untyped
-        pretrained_cfg_overlay={"state_dict": tensors},
-    )
+    log = logging.getLogger("timm.models._builder")
+    log.addFilter(_silence)  # it warns of the tensors behind the last stride, which features need not
+    try:
+        trained = timm.create_model(
+            name,
+            pretrained=True,
+            features_only=True,
+            out_indices=tuple(network.feature_info.out_indices),  # type: ignore[union-attr, arg-type]  # timm is untyped
+            pretrained_cfg_overlay={"state_dict": tensors},
+        )
+    finally:
+        log.removeFilter(_silence)
     network.load_state_dict(trained.state_dict())
+
+
+def _silence(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _packaged(name: str) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from pydantic import Field
@@ -41,6 +41,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
+@runtime_checkable
 class Restorable(Protocol):
     """What changes while a run goes on. `step` counts finished steps."""
 

@@ -3,7 +3,7 @@
 Every key of a file is accounted for: it is loaded, or ignored by a rule that says why; any other one is an error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from torch import Tensor
 from mcbeit.config import Config, validate
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.pickle_machine import InertObject
-from mcbeit.tokenizer import Tokenizer
+from mcbeit.tokenizer import Tokenizer, code_gap
 from mcbeit.tokenizer_kinds import KINDS, TokenizerKind, kind_of
 from mcbeit.tokenizer_manifest import read_tokenizer_manifest
 from mcbeit.unpickle import read_checkpoint
+from mcbeit.vqgan import NearestVQGAN
 from mcbeit.vqgan_yaml import read_description
 from mcbeit.weight_account import Account, some
 from mcbeit.weight_files import unwrap
 
 YAML_NAMES = ("model.yaml", "config.yaml")
 WEIGHT_NAMES = ("last.ckpt", "model.ckpt", "encoder.pkl")
-MAX_DEPTH = 32  # of modules in modules
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class StoredTokenizer:
             raise WeightsError(f"'{self.path}' has numbers that are not finite in {some(wrong)}; get the file again")
         model = self.kind.build(self.config)
         model.load_state_dict(self.tensors)
+        if isinstance(model, NearestVQGAN):
+            model.default_temperature = code_gap(model.quantize.get_parameter("embedding.weight"))
         return model
 
 
@@ -116,24 +118,33 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path:
 def _tensors(value: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a checkpoint or of a pickled module by key, and what lies beside them."""
     if isinstance(value, InertObject):
-        return dict(module_tensors(value, path)), {}
+        return module_tensors(value, path), {}
     tensors, _, beside = unwrap(value, str(path))
     return tensors, beside
 
 
-def module_tensors(module: InertObject, path: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """What would be the state dict of a pickled module. Raises WeightsError if it is none."""
-    state = module.state
-    if not isinstance(state, Mapping) or "_parameters" not in state or depth > MAX_DEPTH:
-        raise WeightsError(f"'{path}' holds an object of '{module.kind}' where a module should be")
-    left_out = state.get("_non_persistent_buffers_set") or ()
-    for group in ("_parameters", "_buffers"):
-        for name, value in (state.get(group) or {}).items():
+def module_tensors(module: InertObject, path: Path) -> dict[str, Tensor]:
+    """What would be the state dict of a pickled module. Raises WeightsError if it is none, or a net without end."""
+    found: dict[str, Tensor] = {}
+    seen = set[int]()
+    waiting = [("", module)]
+    while waiting:
+        prefix, part = waiting.pop()
+        state = part.state
+        if id(part) in seen or not isinstance(state, Mapping) or "_parameters" not in state:
+            raise WeightsError(f"'{path}' holds an object of '{part.kind}' where a module of its own should be")
+        seen.add(id(part))
+        left_out = state.get("_non_persistent_buffers_set") or ()
+        for name, value in [*_items(state["_parameters"]), *_items(state.get("_buffers"))]:
             if isinstance(value, Tensor) and name not in left_out:
-                yield f"{prefix}{name}", value
-    for name, inner in (state.get("_modules") or {}).items():
-        if isinstance(inner, InertObject):
-            yield from module_tensors(inner, path, f"{prefix}{name}.", depth + 1)
+                found[f"{prefix}{name}"] = value
+        inner = [(f"{prefix}{name}.", child) for name, child in _items(state.get("_modules"))]
+        waiting += [(name, child) for name, child in reversed(inner) if isinstance(child, InertObject)]
+    return found
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, Mapping) else ()
 
 
 def _sizes(kind: TokenizerKind, tensors: Mapping[str, Tensor], path: Path) -> Config:
@@ -141,7 +152,7 @@ def _sizes(kind: TokenizerKind, tensors: Mapping[str, Tensor], path: Path) -> Co
         return validate(kind.config, kind.sizes(tensors), origin=str(path))
     except KeyError as error:
         raise WeightsError(f"'{path}' is no whole {kind.name} tokenizer: {error.args[0]} is missing") from None
-    except (ValueError, ZeroDivisionError, ConfigError) as error:
+    except (ValueError, IndexError, TypeError, ZeroDivisionError, ConfigError) as error:
         raise WeightsError(f"'{path}' has shapes that no {kind.name} tokenizer has: {error}") from error
 
 

@@ -45,7 +45,8 @@ class GumbelVQGAN(Tokenizer):
 class NearestVQGAN(Tokenizer):
     """Encoder, `quant_conv` and a codebook, of VQGANs that take the nearest code (EMA-VQ, VQ); input in [-1, 1].
 
-    The official mc-BEiT code has the sign of these logits wrong and so prefers the farthest code.
+    The official mc-BEiT code has the sign of these logits wrong and so prefers the farthest code. Their scale is the
+    codebook's, and so is the default temperature of trained ones.
     """
 
     def __init__(self, config: GumbelVQGANConfig) -> None:
@@ -57,7 +58,7 @@ class NearestVQGAN(Tokenizer):
         self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.vocab_size, config.embed_dim)})
 
     def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
-        """Minus the squared distance to each code. Their scale is that of the codebook."""
+        """Minus the squared distance to each code."""
         vectors = flatten_cells(self.quant_conv(self.encoder(images)))
         return distance_logits(vectors, self.quantize.get_parameter("embedding.weight"))
 
