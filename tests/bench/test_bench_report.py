@@ -67,7 +67,9 @@ def test_report__has_the_numbers_of_the_probe(reported: Path) -> None:
     probe = open_probe(trained.config)
     assert probe is not None
     sets = {"pixels": tuple(pixel_features(probe))}
-    for name, backbone in (("random", random_backbone(trained.config)), ("pretrained", trained.backbone)):
+    config = trained.config
+    random = random_backbone(config.model, config.preprocess.image_size, config.seed)
+    for name, backbone in (("random", random), ("pretrained", trained.backbone)):
         pooled = (
             mean_pooled(backbone, s.pixels, trained.config.preprocess, PRECISIONS["fp32"])
             for s in (probe.gallery, probe.queries)
