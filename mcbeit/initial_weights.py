@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,13 +11,12 @@ from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.errors import ConfigError
 from mcbeit.masked import MaskedImageModel
 from mcbeit.preprocess import Preprocess
-from mcbeit.vit import ModelConfig
+from mcbeit.vit import SIZES, ModelConfig
 from mcbeit.weight_architecture import VOCABULARY_HEAD
 from mcbeit.weight_manifest import file_hash
 from mcbeit.weights import Weights, fit_backbone, read_weights
 
 SHAPE = ("dim", "depth", "num_heads")
-FROM_THE_FILE = (*SHAPE, "mlp_ratio", "patch_size", "position", "bias_tables", "layer_scale")
 
 
 def model_for(init: str | None, run: Path, model: ModelConfig) -> ModelConfig:
@@ -29,9 +29,10 @@ def model_for(init: str | None, run: Path, model: ModelConfig) -> ModelConfig:
     if init is None or (has_begun(run) and not is_open):
         return model
     weights = read_weights(init, num_heads=model.num_heads)
-    has_size = "size" in model.model_fields_set
-    taken = [key for key in FROM_THE_FILE if key not in model.model_fields_set and not (key in SHAPE and has_size)]
-    found = ModelConfig(**{**model.model_dump(), **{key: getattr(weights.model, key) for key in taken}})
+    taken = {
+        key: value for key, value in _of_the_file(weights.model, model).items() if key not in model.model_fields_set
+    }
+    found = ModelConfig(**{**model.model_dump(), **taken})
     check_agrees(found, weights)
     return found
 
@@ -75,6 +76,15 @@ def check_agrees(config: ModelConfig, weights: Weights) -> None:
                 ]
             )
         )
+
+
+def _of_the_file(found: ModelConfig, config: ModelConfig) -> dict[str, Any]:
+    """What a config may take from weights: not the shape if it names a size, and never what only training needs."""
+    kinds = {key: getattr(found, key) for key in ("mlp_ratio", "patch_size", "position", "bias_tables", "layer_scale")}
+    if "size" in config.model_fields_set:
+        return kinds
+    size = next((name for name, shape in SIZES.items() if shape == found.shape), config.size)
+    return {**kinds, "size": size, **dict(zip(SHAPE, found.shape, strict=True))}
 
 
 def _differences(config: ModelConfig, found: ModelConfig) -> Iterator[str]:

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.beit import Attention, Beit, RelativePositionBias
+from timm.models.beit import Attention, Beit, RelativePositionBias, gen_relative_position_index
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcbeit.config import Config
-from mcbeit.relative_position import resize_table
+from mcbeit.relative_position import num_table_rows, resize_table
 
 SIZES = {  # dim, depth, heads
     "tiny": (192, 12, 3),
@@ -142,8 +142,10 @@ class VisionTransformer(Beit):
         for attention in (module for module in self.blocks.modules() if isinstance(module, Attention)):
             table = attention.relative_position_bias_table
             if table is not None:
-                attention.set_window_size(self.grid)  # for the index; its own resizing is replaced
                 attention.relative_position_bias_table = _resized(table, old_grid, self.grid)
+                attention.window_size, attention.num_relative_distance = self.grid, num_table_rows(self.grid)
+                index = gen_relative_position_index(self.grid, device=table.device)
+                attention.register_buffer("relative_position_index", index, persistent=False)
 
 
 def resize_positions(

@@ -35,7 +35,7 @@ class Account:
     def note(self, key: str, fate: Fate, rule: str = "") -> None:
         """Write down what became of a key; of two fates the one that changes more stays, both rules are kept."""
         old = self.entries.get(key, Entry(fate, ""))
-        rules = [part for part in dict.fromkeys((old.rule, rule)) if part]
+        rules = dict.fromkeys(part for part in (*old.rule.split("; "), rule) if part)
         self.entries[key] = Entry(max(old.fate, fate, key=FATES.index), "; ".join(rules))
 
     def counts(self) -> dict[str, int]:

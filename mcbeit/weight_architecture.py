@@ -37,13 +37,14 @@ def infer_model(tensors: Tensors, origin: str, *, num_heads: int | None = None) 
         )
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, origin)[0]
     table = _table_shape(tensors, origin)
+    position = _position(table is not None, "pos_embed" in tensors, origin)
     config = ModelConfig(
         dim=dim,
         depth=_depth(tensors, origin),
         num_heads=_num_heads(None if table is None else table[1], dim, num_heads, origin),
         mlp_ratio=_ratio(hidden, dim),
         patch_size=height,
-        position=_position(table is not None, "pos_embed" in tensors, origin),
+        position=position,
         bias_tables="per-block" if f"blocks.0.{BLOCK_TABLE}" in tensors else "shared",
         final_norm=_final_norm(tensors, origin),
         layer_scale=0.1 if "blocks.0.gamma_1" in tensors else 0.0,

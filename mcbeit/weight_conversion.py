@@ -10,7 +10,7 @@ from mcbeit.checkpoint import replacing, write_json
 from mcbeit.errors import WeightsError
 from mcbeit.weight_account import count, some
 from mcbeit.weight_layouts import Arrangement, arrange, timm_call
-from mcbeit.weight_manifest import WeightsManifest, file_hash, manifest_path
+from mcbeit.weight_manifest import WeightsManifest, file_hash, manifest_path, remove_manifest
 from mcbeit.weights import LAYOUTS, Layout, Weights, read_weights
 
 SAFE = ".safetensors"
@@ -72,8 +72,6 @@ def _check_place(out: Path, layout: Layout, *, force: bool) -> None:
 
 def _write(arrangement: Arrangement, out: Path, layout: Layout, *, note: str | None) -> None:
     """A file that was there loses its manifest first, so that at no moment one lies beside other weights."""
-    if layout == "mcbeit":
-        manifest_path(out).unlink(missing_ok=True)
     # copies, because torch saves all of the memory that a part of it lies in
     tensors = {
         name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in arrangement.tensors.items()
@@ -83,6 +81,7 @@ def _write(arrangement: Arrangement, out: Path, layout: Layout, *, note: str | N
             save_file(tensors, partial, metadata={"format": "pt", **({} if note is None else {"timm": note})})
         else:
             torch.save(tensors if layout == "timm" else {"model": tensors}, partial)
+        remove_manifest(out)
 
 
 def _manifest(weights: Weights, out: Path) -> WeightsManifest:

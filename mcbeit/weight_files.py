@@ -199,8 +199,12 @@ def _open_timm(source: str) -> StoredWeights:
         close = difflib.get_close_matches(name, list(_timm_names()), n=1)
         hint = f"; did you mean timm:{close[0]}?" if close else ""
         raise WeightsError(f"timm has no model '{name}'{hint}; it has {', '.join(_timm_names())}")
-    with torch.device("meta"):
-        kind = type(timm.create_model(name))
+    try:
+        with torch.device("meta"):
+            kind = type(timm.create_model(name))
+    except RuntimeError as error:  # of an unknown tag, which comes after the dot
+        known = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
+        raise WeightsError(f"timm has no weights '{name}'; it has {', '.join(known)}") from error
     if kind is not Beit:
         raise WeightsError(f"'{source}' is a {kind.__name__}, not a BEiT; timm has {', '.join(_timm_names())}")
     try:

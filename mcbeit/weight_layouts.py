@@ -87,7 +87,7 @@ def timm_call(model: ModelConfig, image_size: int, num_classes: int | None) -> T
     }
     options: dict[str, Any] = {key: value for key, value in wanted.items() if value != usual[key]}
     if options.pop("has_scale", True) is False:
-        options["init_values"] = None
+        options["init_values"] = 0.0  # timm.create_model drops a None
     if model.shape not in TIMM_NAMES:
         options |= {"embed_dim": dim, "depth": depth, "num_heads": heads}
     return TimmCall(name, options)

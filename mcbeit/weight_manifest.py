@@ -1,9 +1,10 @@
 """The manifest beside our weights: NAME.json tells what NAME.safetensors is, so that nothing has to be guessed."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,11 +40,8 @@ def read_manifest(weights: Path) -> WeightsManifest | None:
     Raises WeightsError if it is damaged or of other weights than those it lies beside.
     """
     path = manifest_path(weights)
-    if not path.is_file():
-        return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("kind") != "mcbeit-weights":
+        if (values := _values(path)) is None:
             return None
         manifest = validate(WeightsManifest, values, origin=str(path))
     except (ValueError, ConfigError) as error:
@@ -56,7 +54,22 @@ def read_manifest(weights: Path) -> WeightsManifest | None:
     return manifest
 
 
+def remove_manifest(weights: Path) -> None:
+    """Remove the manifest of a file of weights that will be replaced; any other JSON stays."""
+    with contextlib.suppress(ValueError):
+        if _values(manifest_path(weights)) is not None:
+            manifest_path(weights).unlink()
+
+
 def file_hash(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _values(path: Path) -> dict[str, Any] | None:
+    """The content of a manifest; None if there is none. Raises ValueError if it is no JSON."""
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return values if isinstance(values, dict) and values.get("kind") == "mcbeit-weights" else None

@@ -1,6 +1,7 @@
 """Synthetic checkpoints of the official code: every key of every layout, at any size, with numbers that all differ."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,10 +59,9 @@ def official_state(
         if torch.get_default_device().type == "meta":
             state[name] = torch.empty(*size)
         else:
+            centre = float(name.endswith(("norm1.weight", "norm2.weight", "norm.weight")))
             scale = 0.3 if len(size) == 1 else 0.1
-            state[name] = scale * torch.randn(*size, generator=generator) + name.endswith(
-                ("norm1.weight", "norm.weight")
-            )
+            state[name] = centre + scale * torch.randn(*size, generator=generator)
 
     def add_table(stem: str) -> None:
         add(f"{stem}.relative_position_bias_table", rows, shape.heads)
@@ -117,3 +117,10 @@ def save(value: Any, path: Path) -> Path:
     """Write a checkpoint as the official code does."""
     torch.save(value, path)
     return path
+
+
+def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether both hold the same names with the same numbers in the same dtypes."""
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )
