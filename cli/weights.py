@@ -10,7 +10,8 @@ import click
 def command() -> None:
     """Look into files of weights and convert them.
 
-    FILE is a run folder, a .safetensors file, a checkpoint of the official code (.pth, .pt, .bin), or timm:NAME.
+    FILE is a run folder, a .safetensors file, a checkpoint of the official code (.pth, .pt, .bin), timm:NAME, or a
+    tokenizer: the folder of a VQGAN (model.yaml and last.ckpt), encoder.pkl, vqkd_*.pth.
     """
 
 
@@ -28,9 +29,16 @@ def show(file: str, as_json: bool, image_size: int | None, num_heads: int | None
     mcbeit weights show checkpoint-799.pth
     mcbeit weights show runs/demo --json
     """
+    from mcbeit.tokenizer_conversion import tokenizer_json, tokenizer_text
+    from mcbeit.tokenizer_files import is_tokenizer, read_tokenizer
     from mcbeit.weight_table import describe, text
     from mcbeit.weights import read_weights
 
+    if is_tokenizer(file):
+        refuse_backbone_options(image_size, num_heads)
+        stored = read_tokenizer(file)
+        click.echo(json.dumps(tokenizer_json(stored), indent=2) if as_json else tokenizer_text(stored))
+        return
     description = describe(read_weights(file, num_heads=num_heads), image_size=image_size)
     click.echo(json.dumps(description.as_json(), indent=2) if as_json else text(description))
 
@@ -46,13 +54,27 @@ def convert(file: str, out: Path, layout: str, force: bool, image_size: int | No
     """Write the weights of FILE to OUT in another layout, bit for bit.
 
     OUT ends in .safetensors (mcbeit, timm) or in .pth (timm, official). What the layout has no place for is told and
-    left out. mcbeit writes a manifest beside OUT.
+    left out. mcbeit writes a manifest beside OUT. Tokenizers can be converted to mcbeit only.
 
     \b
     mcbeit weights convert checkpoint-799.pth beit.safetensors --to mcbeit
     mcbeit weights convert runs/demo demo.safetensors --to timm
+    mcbeit weights convert vqgan_gumbel_f8 vqgan.safetensors --to mcbeit
     """
+    from mcbeit.tokenizer_conversion import convert_tokenizer
+    from mcbeit.tokenizer_files import is_tokenizer
     from mcbeit.weight_conversion import convert_weights
 
-    for line in convert_weights(file, out, layout, force=force, image_size=image_size, num_heads=num_heads):
+    if is_tokenizer(file):
+        refuse_backbone_options(image_size, num_heads)
+        lines = convert_tokenizer(file, out, layout, force=force)
+    else:
+        lines = convert_weights(file, out, layout, force=force, image_size=image_size, num_heads=num_heads)
+    for line in lines:
         click.echo(line)
+
+
+def refuse_backbone_options(image_size: int | None, num_heads: int | None) -> None:
+    """Raise UsageError if an option was given that says nothing of a tokenizer."""
+    if image_size is not None or num_heads is not None:
+        raise click.UsageError("--image-size and --num-heads are for backbones; FILE is a tokenizer")

@@ -7,6 +7,7 @@ far from all centres. On a CPU the result depends on the seed only; a GPU adds i
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -174,13 +175,8 @@ def _fit(config: KMeansRunConfig, *, resume: bool) -> dict[str, Any]:
         display.note(
             f"{found['codes_used']} of {model.vocab_size} codes used, perplexity {found['code_perplexity']:.1f}"
         )
-        if "temperature" not in found:
-            display.warn("the codes have collapsed: no temperature gives patches several choices")
-        elif found["codes_used"] < model.vocab_size / 2:
-            display.warn(
-                f"{model.vocab_size - found['codes_used']} codes are those of no patch: lower model.vocab_size, or fit "
-                "on more images"
-            )
+        if (told := complaint(found, model.vocab_size)) is not None:
+            display.warn(told)
     return run.finish(state.numbers)
 
 
@@ -283,6 +279,15 @@ def revive(state: KMeansState, features: Float[Tensor, "patch dim"], seed: int) 
     state.model.codebook[dead.to(features.device)] = features[chosen.to(features.device)]
     state.total[dead.to(features.device)] = 0
     return len(dead)
+
+
+def complaint(found: Mapping[str, Any], vocab_size: int) -> str | None:
+    """What a person should hear of what `judge` found, if anything."""
+    if "temperature" not in found:
+        return "the codes have collapsed: no temperature gives patches a few choices; fit on more varied images"
+    if (num_unused := vocab_size - found["codes_used"]) > vocab_size / 2:
+        return f"{num_unused} codes are those of no patch: lower model.vocab_size, or fit on more images"
+    return None
 
 
 def judge(

@@ -38,7 +38,7 @@ def convert_weights(
     exists and `force` is not given, if the weights do not fit the layout, or as `read_weights` does.
     """
     known = _layout(layout)
-    _check_place(out, known, force=force)
+    check_place(out, known, force=force)
     weights = read_weights(source, num_heads=num_heads)
     if image_size is not None:
         weights = weights.resized(image_size)
@@ -60,7 +60,7 @@ def _layout(name: str) -> Layout:
     raise WeightsError(f"there is no layout '{name}' of weights; choose {', '.join(LAYOUTS)}")
 
 
-def _check_place(out: Path, layout: Layout, *, force: bool) -> None:
+def check_place(out: Path, layout: Layout, *, force: bool) -> None:
     if out.suffix not in SUFFIXES[layout]:
         raise WeightsError(f"weights of layout {layout} end in {' or '.join(SUFFIXES[layout])}, found '{out}'")
     if not out.absolute().parent.is_dir():

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from tiny import pretrain_config, write_shapes
 
@@ -20,7 +19,16 @@ from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError, RunError, WeightsError
 from mcbeit.jobs import describe_job, load_job
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
-from mcbeit.kmeans_training import KMeansRunConfig, KMeansState, assign, fit_kmeans, fit_step, revive, spread_centres
+from mcbeit.kmeans_training import (
+    KMeansRunConfig,
+    KMeansState,
+    assign,
+    complaint,
+    fit_kmeans,
+    fit_step,
+    revive,
+    spread_centres,
+)
 from mcbeit.network_weights import PACKAGED_MODULE, load_network, read_network
 from mcbeit.pretrain import pretrain
 from mcbeit.tokenizer import distance_logits
@@ -237,15 +245,13 @@ def test_fit_kmeans__tells_of_collapsed_codes(source: Path, tmp_path: Path, caps
         load_run(tmp_path, "kmeans")
 
 
-def test_fit_kmeans__tells_of_unused_codes(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "images").mkdir()
-    for i in range(24):
-        Image.new("RGB", (24, 24), ("red", "blue")[i % 2]).save(tmp_path / "images" / f"{i}.png")
-    model = {"network": NETWORK, "stride": 16, "vocab_size": 90}
-    config = kmeans_config(tmp_path / "images", weights, tmp_path / "run", model=model)
-    used = fit_kmeans(config)["codes_used"]
-    assert 2 <= used < 45
-    assert f"{90 - used} codes are those of no patch: lower model.vocab_size" in capsys.readouterr().err
+def test_complaint__tells_of_collapsed_and_of_unused_codes() -> None:
+    assert complaint({"codes_used": 50, "temperature": 0.1}, 100) is None
+    unused = complaint({"codes_used": 49, "temperature": 0.1}, 100)
+    assert unused == "51 codes are those of no patch: lower model.vocab_size, or fit on more images"
+    collapsed = complaint({"codes_used": 100}, 100)
+    assert collapsed is not None
+    assert collapsed.startswith("the codes have collapsed")
 
 
 @pytest.mark.parametrize(
