@@ -9,7 +9,7 @@
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -290,7 +290,7 @@ def _fresh(dim: int) -> dict[str, tuple[Tensor, str]]:
     }
 
 
-def _check_fits(weights: Weights, shapes: dict[str, tuple[int, ...]], account: Account) -> None:
+def _check_fits(weights: Weights, shapes: Mapping[str, tuple[int, ...]], account: Account) -> None:
     tensors = weights.tensors
     missing = [name for name in shapes if name not in tensors and name not in account.fresh]
     surplus = [name for name in tensors if name not in shapes and name not in IGNORED]
