@@ -16,7 +16,7 @@ from mcbeit.config import Config, Seed
 from mcbeit.data import DataConfig
 from mcbeit.device import Precision
 from mcbeit.preprocess import Preprocess
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.probe import (
     EVAL_BATCH,
     EvalConfig,

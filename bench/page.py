@@ -167,6 +167,7 @@ def facts(run: TrainedRun, records: Sequence[Values], source: ImageSource) -> li
         ("state", "complete" if run.step >= total else "unfinished: this is its last checkpoint so far"),
         ("time", _duration(training_seconds(records, config.optim.batch_size))),
         ("seed", str(config.seed)),
+        *([] if config.init is None else [("initial weights", config.init)]),
         *_environment(run),
     ]
 

@@ -18,7 +18,7 @@ from mcbeit.config import override, validate
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import Preprocess
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.probe import OnlineProbe
 from mcbeit.progress import Display
 from mcbeit.vit import VisionTransformer

@@ -14,11 +14,13 @@ from mcbeit.kmeans import KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, fit_kmeans
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
-from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain, with_model
+from mcbeit.pretrain import pretrain
+from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run, with_model
 from mcbeit.sources import open_source
 from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
+from mcbeit.worker import Worker
 
 Job = PretrainConfig | TokenizerConfig | KMeansRunConfig
 CONFIGS: dict[str, type[Job]] = {
@@ -32,12 +34,7 @@ ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replac
 
 def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     """The config of a preset or file with overrides. Raises ConfigError with every mistake in it."""
-    values = override(read_values(source), map(_without_alias, assignments))
-    kind = values.get("job", "pretrain")
-    if not isinstance(kind, str) or kind not in CONFIGS:
-        raise ConfigError(f"{source}: job must be one of {', '.join(CONFIGS)}, found {kind!r}")
-    config = validate(CONFIGS[kind], values, origin=source)
-    return with_model(config) if isinstance(config, PretrainConfig) else config
+    return parse_job(override(read_values(source), map(_without_alias, assignments)), origin=source)
 
 
 def _without_alias(assignment: str) -> str:
@@ -45,13 +42,22 @@ def _without_alias(assignment: str) -> str:
     return ALIASES.get(key, key) + equals + value
 
 
-def run_job(config: Job, *, resume: bool = False) -> dict[str, Any]:
-    """Start or resume the run that `config` describes; returns its summary."""
+def run_job(config: Job, *, resume: bool = False, worker: Worker | None = None) -> dict[str, Any]:
+    """Start or resume the run that `config` describes; returns its summary. Each process of a group calls it."""
     if isinstance(config, PretrainConfig):
-        return pretrain(config, resume=resume)
+        return pretrain(config, resume=resume, worker=worker)
     if isinstance(config, KMeansRunConfig):
-        return fit_kmeans(config, resume=resume)
-    return train_tokenizer(config, resume=resume)
+        return fit_kmeans(config, resume=resume, worker=worker)
+    return train_tokenizer(config, resume=resume, worker=worker)
+
+
+def parse_job(values: dict[str, Any], *, origin: str) -> Job:
+    """The config of plain values. Raises ConfigError with every mistake in it."""
+    kind = values.get("job", "pretrain")
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise ConfigError(f"{origin}: job must be one of {', '.join(CONFIGS)}, found {kind!r}")
+    config = validate(CONFIGS[kind], values, origin=origin)
+    return with_model(config) if isinstance(config, PretrainConfig) else config
 
 
 def describe_job(config: Job) -> str:

@@ -7,32 +7,32 @@ far from all centres. On a CPU the result depends on the seed only; a GPU adds i
 
 import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from mcbeit.augment import CropConfig, View, normalise
-from mcbeit.checkpoint import Checkpoint
+from mcbeit.clustering import KMeansState, fit_step, revive, spread_centres
 from mcbeit.config import Config, UserPath
-from mcbeit.data import CorruptImages, DataConfig, ViewDataset, auto_workers, batch_keys, check_readable, make_loader
+from mcbeit.data import DataConfig, Key, ViewDataset, auto_workers, batch_keys, check_readable, make_loader
 from mcbeit.device import ComputeConfig, choose_device, thread_limit
 from mcbeit.errors import ConfigError, RunError
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
-from mcbeit.meter import Meter, StepResult, is_due, status_line
+from mcbeit.meter import Meter, is_due, status_line
 from mcbeit.network_weights import PACKAGED, PACKAGED_MEAN, PACKAGED_STD, load_network, read_network
 from mcbeit.optim import DurationConfig, steps_per_epoch
 from mcbeit.preprocess import Interpolation
-from mcbeit.progress import Display
 from mcbeit.runfolder import MetricLog, RunConfig, open_run
 from mcbeit.sources import open_source, source_notes
-from mcbeit.tokenizer import CHUNK, count_codes, distance_logits, perplexity
+from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
 from mcbeit.tokenizer_training import DEFAULT_PERPLEXITY, NUM_CALIBRATED, NUM_JUDGED, unread_options
+from mcbeit.watch import Watch
+from mcbeit.worker import Worker
 
 PATCHES_PER_CODE = 16  # that the first centres are drawn from, and the deviation of channels is found on,
 MAX_NUMBERS = 1 << 25  # unless these would be more numbers
@@ -71,29 +71,6 @@ class KMeansRunConfig(RunConfig):
         return self
 
 
-@dataclass
-class KMeansState:
-    """What changes while centres are fitted. `step` counts finished steps."""
-
-    model: KMeansTokenizer
-    total: Float[Tensor, " code"]  # patches that each centre had since it was put where it is
-    recent: Float[Tensor, " code"]  # patches since the last look for unused centres
-    step: int = 0
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    def checkpoint(self) -> Checkpoint:
-        """All of it, as a checkpoint of the finished steps."""
-        counts = {"total": self.total, "recent": self.recent}
-        return Checkpoint(self.step, {"model": self.model.state_dict(), "counts": counts}, self.numbers)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Undo `checkpoint` on a state that was built from the same config."""
-        self.model.load_state_dict(checkpoint.tensors["model"])
-        self.total.copy_(checkpoint.tensors["counts"]["total"])
-        self.recent.copy_(checkpoint.tensors["counts"]["recent"])
-        self.step, self.numbers = checkpoint.step, dict(checkpoint.numbers)
-
-
 def check_kmeans(config: KMeansRunConfig) -> None:
     """Raise ConfigError or WeightsError unless the crops are whole codes and the network and its weights are there."""
     if config.image_size % config.model.stride:
@@ -103,17 +80,21 @@ def check_kmeans(config: KMeansRunConfig) -> None:
     read_network(config.model.network, config.weights)
 
 
-def fit_kmeans(config: KMeansRunConfig, *, resume: bool = False) -> dict[str, Any]:
+def fit_kmeans(config: KMeansRunConfig, *, resume: bool = False, worker: Worker | None = None) -> dict[str, Any]:
     """Start or resume a run and finish it; returns its summary, which is also RUN/summary.json.
 
-    Raises ConfigError, DataError, RunError or WeightsError, before any work where it can be known.
+    Raises ConfigError, DataError, RunError or WeightsError, before any work where it can be known, and Interrupted if
+    it was asked to stop. It is the work of one process.
     """
-    with thread_limit(config.compute.threads), torch.no_grad():
-        return _fit(config, resume=resume)
+    worker = worker or Worker()
+    with thread_limit(config.compute.threads), worker.listening(), torch.no_grad():
+        return _fit(config, resume=resume, worker=worker)
 
 
-def _fit(config: KMeansRunConfig, *, resume: bool) -> dict[str, Any]:
+def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
     check_kmeans(config)
+    if worker.group.size > 1:
+        raise ConfigError(f"a tokenizer is fitted by one worker, found {worker.group.size}; use --workers 1")
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
@@ -130,14 +111,30 @@ def _fit(config: KMeansRunConfig, *, resume: bool) -> dict[str, Any]:
     )
     if state.step == 0:
         place_centres(model, dataset, config, device)
-    keys = batch_keys(len(source), config.optim.batch_size, config.seed, range(state.step, total))
-    loader = make_loader(
-        dataset, keys, config.optim.batch_size, num_workers=auto_workers(config.data), pin=device.type == "cuda"
-    )
-    corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
-    meter = Meter(device)
 
-    with Display("k-means", total, done=state.step) as display, MetricLog(run, config.log) as log:
+    def keys(steps: range) -> Iterator[list[Key]]:
+        return batch_keys(len(source), config.optim.batch_size, config.seed, steps)
+
+    loader = make_loader(
+        dataset,
+        keys(range(state.step, total)),
+        config.optim.batch_size,
+        num_workers=auto_workers(config.data),
+        pin=device.type == "cuda",
+    )
+    watch = Watch(
+        run,
+        source,
+        state,
+        worker,
+        data=config.data,
+        max_skipped=config.optim.max_skipped_steps,
+        keys_of=lambda step: next(keys(range(step, step + 1))),
+    )
+    meter = Meter(device)
+    worker.began(state.step)
+
+    with worker.display("k-means", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(
             f"{len(source)} images, {total} steps, {model.vocab_size} centres of {model.codebook.shape[1]} features of "
             f"{config.model.network} on {device}"
@@ -145,38 +142,44 @@ def _fit(config: KMeansRunConfig, *, resume: bool) -> dict[str, Any]:
         for warning in warnings:
             display.warn(warning)
         for batch in loader:
-            corrupt.add(batch)
+            flags = watch.flags(batch)
             step = state.step
             features = patch_features(model, batch.to(device).views[0])
-            result = fit_step(state, features)
+            result = fit_step(state, features, flags)
             meter.count(result, num_images=config.optim.batch_size)
+            is_logged = step % config.log.every_steps == 0 or state.step == total
+            is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
+            watch.hear(step, result, display, up_to_now=is_logged or is_saved)
             num_revived = 0
             if state.step % config.centres.revive_every_steps == 0:
                 if state.step <= config.centres.revive_until * total:
                     num_revived = revive(state, features, config.seed + step)
                 state.recent.zero_()
-            is_logged = step % config.log.every_steps == 0 or state.step == total
             if is_logged:
                 record = {
                     "step": step,
                     "epoch": state.step / per_epoch,
                     **meter.read(),
                     "revived": num_revived,
-                    "corrupt": len(corrupt),
+                    "corrupt": watch.num_corrupt,
                 }
                 log.write(record)
             with meter.paused():
                 if state.step == total:
                     state.numbers |= judge(model, dataset, config, device, unused_epoch=state.step // per_epoch + 1)
-                if is_due(config.checkpoint.every_epochs, per_epoch, state.step, total):
-                    run.checkpoints.save(state.checkpoint())
+                if is_saved or watch.wants_stop:
+                    watch.save()
             display.advance(status_line(record) if is_logged else None)
+            if watch.wants_stop:
+                raise worker.interrupted(config.run, state.step)
         found = state.numbers
         display.note(
             f"{found['codes_used']} of {model.vocab_size} codes used, perplexity {found['code_perplexity']:.1f}"
         )
         if (told := complaint(found, model.vocab_size)) is not None:
             display.warn(told)
+        if watch.num_corrupt:
+            display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
     return run.finish(state.numbers)
 
 
@@ -226,59 +229,6 @@ def place_centres(model: KMeansTokenizer, dataset: ViewDataset, config: KMeansRu
     generator = torch.Generator().manual_seed(config.seed)
     model.codebook.copy_(spread_centres(model.cpu().standardise(features), model.vocab_size, generator))
     model.to(device)
-
-
-def spread_centres(
-    features: Float[Tensor, "patch dim"], count: int, generator: torch.Generator
-) -> Float[Tensor, "code dim"]:
-    """k-means++: each next centre is a patch drawn by its squared distance to the centres so far."""
-    chosen = [int(torch.randint(len(features), (1,), generator=generator))]
-    norms, nearest = features.square().sum(dim=1), torch.full((len(features),), torch.inf)
-    for _ in range(count - 1):
-        squared = norms + norms[chosen[-1]] - 2 * (features @ features[chosen[-1]])
-        nearest = torch.minimum(nearest, squared.clamp(min=0))
-        weights = nearest if float(nearest.sum()) > 0 else torch.ones_like(nearest)
-        chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
-    return features[chosen].clone()
-
-
-def assign(
-    features: Float[Tensor, "patch dim"], codebook: Float[Tensor, "code dim"]
-) -> tuple[Int[Tensor, " patch"], Float[Tensor, " patch"]]:
-    """The nearest centre of each patch and its squared distance; memory does not grow with their product."""
-    rows = max(CHUNK // len(codebook), 1)
-    best = [distance_logits(part[None], codebook)[0].max(dim=1) for part in features.split(rows)]
-    return torch.cat([found.indices for found in best]), -torch.cat([found.values for found in best]).clamp(max=0)
-
-
-def fit_step(state: KMeansState, features: Float[Tensor, "patch dim"]) -> StepResult:
-    """One step of mini-batch k-means; the loss is the mean squared distance before it."""
-    model = state.model
-    nearest, squared = assign(features, model.codebook)
-    counts = torch.zeros_like(state.total).index_add_(0, nearest, torch.ones_like(squared))
-    sums = torch.zeros_like(model.codebook).index_add_(0, nearest, features)
-    state.total += counts
-    state.recent += counts
-    means = sums / counts.clamp(min=1)[:, None]
-    moved = model.codebook.lerp(means, (counts / state.total.clamp(min=1))[:, None])
-    model.codebook.copy_(model.normalised(moved))
-    state.step += 1
-    use = {"code_perplexity": torch.special.entr(counts / counts.sum()).sum().exp(), "codes_used": (counts > 0).sum()}
-    return StepResult(squared.mean(), None, use)
-
-
-def revive(state: KMeansState, features: Float[Tensor, "patch dim"], seed: int) -> int:
-    """Put centres that had no patch of late on patches drawn by their squared distance to all; returns how many."""
-    dead = (state.recent == 0).nonzero()[:, 0].cpu()
-    if len(dead) == 0:
-        return 0
-    _, squared = assign(features, state.model.codebook)
-    weights = squared.cpu() if int((squared > 0).sum()) >= len(dead) else torch.ones(len(features))
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.multinomial(weights, len(dead), replacement=len(weights) < len(dead), generator=generator)
-    state.model.codebook[dead.to(features.device)] = features[chosen.to(features.device)]
-    state.total[dead.to(features.device)] = 0
-    return len(dead)
 
 
 def complaint(found: Mapping[str, Any], vocab_size: int) -> str | None:

@@ -21,6 +21,7 @@ class DurationConfig(Config):
     epochs: float = Field(800, gt=0)
     steps: int | None = Field(None, ge=1)  # instead of epochs
     batch_size: int = Field(2048, ge=1)  # images (with their masks) per step, over all workers
+    max_skipped_steps: int = Field(5, ge=1)  # in a row, as their loss or gradient is not finite; then the run ends
 
     @property
     def num_parts(self) -> int:

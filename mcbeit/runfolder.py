@@ -7,17 +7,29 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from pydantic import Field
+from safetensors import SafetensorError
+from torch import nn
 
 import mcbeit
-from mcbeit.checkpoint import Checkpoint, CheckpointConfig, CheckpointFolder, finite, write_bytes, write_json
+from mcbeit.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointFolder,
+    finite,
+    share_checkpoint,
+    write_bytes,
+    write_json,
+)
 from mcbeit.config import Config, Seed, UserPath, dump
 from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError
+from mcbeit.group import ALONE, Group
 from mcbeit.sources import ImageSource
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
@@ -42,10 +54,19 @@ class RunConfig(Config):
 
 
 @runtime_checkable
-class Restorable(Protocol):
+class RunState(Protocol):
     """What changes while a run goes on. `step` counts finished steps."""
 
     step: int
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, as a checkpoint of the finished steps."""
+        ...
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to what a checkpoint holds."""
@@ -60,31 +81,50 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep=keep)
         self.metrics_file = path / "metrics.jsonl"
         self.corrupt_file = path / "corrupt.txt"
+        self.skipped_file = path / "skipped.jsonl"
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line of measurements."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+        with _writing("a line of measurements", self.path):
+            _append(self.metrics_file, record)
 
     def records(self) -> list[dict[str, Any]]:
         """All measurements so far."""
         return list(read_records(self.path))
 
-    def rewind(self, step: int) -> None:
-        """Forget measurements at or after `step`: they will be made again."""
-        kept = [record for record in self.records() if record["step"] < step]
-        write_bytes(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    def record_skip(self, record: Mapping[str, Any]) -> None:
+        """Note a step that was skipped; the checkpoint that it can be repeated from is kept."""
+        with _writing("the note of a skipped step", self.path):
+            _append(self.skipped_file, record)
+        self.checkpoints.keep_base(record["step"])
 
-    def go_on(self, state: Restorable) -> list[str]:
+    def skipped_steps(self) -> list[dict[str, Any]]:
+        """The notes of all skipped steps."""
+        return list(_read_lines(self.skipped_file))
+
+    def rewind(self, step: int) -> None:
+        """Forget measurements and skips at or after `step`: they will be made again."""
+        for file in (self.metrics_file, self.skipped_file):
+            kept = [record for record in _read_lines(file) if record["step"] < step]
+            if kept or file.exists():
+                write_bytes(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def go_on(self, state: RunState, group: Group = ALONE) -> list[str]:
         """Bring `state` to the newest checkpoint that can be read, if there is one, and forget what was measured since.
 
         Returns what a person should hear: which damaged checkpoints were passed over. Raises RunError if all are.
         """
         passed_over: list[str] = []
-        if (checkpoint := self.checkpoints.newest(passed_over.append)) is not None:
+        checkpoint = group.each(lambda: self.checkpoints.newest(passed_over.append) if group.is_first else None)
+        if (checkpoint := share_checkpoint(checkpoint, group)) is not None:
             state.restore(checkpoint)
-        self.rewind(state.step)
+        group.first(lambda: self.rewind(state.step))
         return passed_over
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, and remove what is no longer kept. Raises RunError if the disk does not take it."""
+        with _writing(f"the checkpoint of step {checkpoint.step}", self.path):
+            self.checkpoints.save(checkpoint)
 
     def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
@@ -107,9 +147,9 @@ class RunFolder:
 class MetricLog:
     """Where measurements go: metrics.jsonl and, if asked for, TensorBoard. A context manager."""
 
-    def __init__(self, run: RunFolder, config: LogConfig) -> None:
-        self.run, self._board = run, None
-        if config.tensorboard:
+    def __init__(self, run: RunFolder, config: LogConfig, group: Group = ALONE) -> None:
+        self.run, self.is_silent, self._board = run, not group.is_first, None
+        if config.tensorboard and not self.is_silent:
             from torch.utils.tensorboard import SummaryWriter
 
             # a resumed run takes back what it will write again
@@ -124,7 +164,9 @@ class MetricLog:
             self._board.close()
 
     def write(self, record: Mapping[str, float | int]) -> None:
-        """Add one line of measurements; `step` is the step that it belongs to."""
+        """Add one line of measurements; `step` is the step that it belongs to. Only the first worker's is kept."""
+        if self.is_silent:
+            return
         self.run.append(record)
         if self._board is not None:
             for name, value in record.items():
@@ -164,7 +206,28 @@ def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFold
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The measurements of a run; a line that was cut off by a crash is passed over."""
-    file = path / "metrics.jsonl"
+    yield from _read_lines(path / "metrics.jsonl")
+
+
+@contextmanager
+def _writing(thing: str, path: Path) -> Iterator[None]:
+    """Raise RunError if the disk does not take it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(
+            f"{thing} cannot be written to '{path}': {reason}. Earlier checkpoints are untouched; make room or mend "
+            "the folder, and go on with --resume"
+        ) from error
+
+
+def _append(file: Path, record: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(finite(record)) + "\n")
+
+
+def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         if line.endswith("}"):
             yield json.loads(line)

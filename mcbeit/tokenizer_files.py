@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcbeit.config import Config, validate
 from mcbeit.errors import ConfigError, WeightsError
-from mcbeit.pickle_machine import InertObject
+from mcbeit.pickle_values import InertObject
 from mcbeit.tokenizer import Tokenizer, code_gap
 from mcbeit.tokenizer_kinds import KINDS, TokenizerKind, kind_of
 from mcbeit.tokenizer_manifest import read_tokenizer_manifest

@@ -24,6 +24,7 @@ from mcbeit.tokenizer_choice import (
 )
 from mcbeit.tokenizer_kinds import KINDS
 from mcbeit.tokenizer_training import TokenizerConfig, check_size, train_tokenizer
+from mcbeit.worker import Worker
 
 TokenizerRun = TokenizerConfig | KMeansRunConfig
 
@@ -65,24 +66,19 @@ def tokenizer_run(
     return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
 
 
-def get_tokenizer(choice: TokenizerChoice, first: TokenizerRun | None, grid: tuple[int, int]) -> Tokenizer:
-    """The tokenizer of a pretraining run, trained by the run `first` if there is one.
+def train_first(first: TokenizerRun | None, worker: Worker) -> None:
+    """Finish the run that has to train the tokenizer first, if there is one; the work of one process."""
+    if isinstance(first, KMeansRunConfig):
+        fit_kmeans(first, resume=True, worker=worker.alone())
+    elif first is not None:
+        train_tokenizer(first, resume=True, worker=worker.alone())
 
-    Raises ConfigError if its codes do not fit the patch grid.
-    """
-    if first is not None:
-        train_first(first)
+
+def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int]) -> Tokenizer:
+    """The tokenizer of a pretraining run. Raises ConfigError if its codes do not fit the patch grid."""
     tokenizer = load_tokenizer(choice)
     _check_grid(tokenizer, grid)
     return tokenizer
-
-
-def train_first(first: TokenizerRun) -> None:
-    """Start the run of a tokenizer, or go on with it."""
-    if isinstance(first, KMeansRunConfig):
-        fit_kmeans(first, resume=True)
-    else:
-        train_tokenizer(first, resume=True)
 
 
 def check_tokenizer(

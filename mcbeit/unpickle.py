@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mcbeit.errors import WeightsError
-from mcbeit.pickle_machine import Global, PickleMachine, describe
+from mcbeit.pickle_machine import PickleMachine
+from mcbeit.pickle_values import Global, describe
 from mcbeit.torch_storages import ArchiveStorages, StreamStorages
 
 STREAM_MAGIC, STREAM_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

@@ -1,5 +1,6 @@
 """What model a set of tensors belongs to, found from their names and shapes."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -52,7 +53,8 @@ def infer_model(tensors: Tensors, origin: str, *, num_heads: int | None = None) 
     return config, _grid_size(tensors, table, origin) * height
 
 
-def model_shapes(config: ModelConfig, image_size: int) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=16)
+def model_shapes(config: ModelConfig, image_size: int) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of the tensors of a backbone."""
     with torch.device("meta"):
         return {

@@ -5,7 +5,7 @@ Each gives the tensors by the keys of the file, and what else it tells of the mo
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from mcbeit.checkpoint import CheckpointFolder, is_complete
 from mcbeit.config import read_values, validate
 from mcbeit.errors import ConfigError, WeightsError
-from mcbeit.pickle_machine import InertObject
+from mcbeit.pickle_values import InertObject
 from mcbeit.preprocess import Preprocess
 from mcbeit.unpickle import read_checkpoint
 from mcbeit.vit import ModelConfig
@@ -194,11 +194,11 @@ def _open_ours(path: Path, known: Known) -> StoredWeights:
 
 def _open_timm(source: str) -> StoredWeights:
     """The pretrained weights of a BEiT of timm, from its cache or its hub."""
-    name = source.removeprefix(TIMM)
+    name, beits = source.removeprefix(TIMM), timm.list_models(module="beit")
     if not timm.is_model(name.partition(".")[0]):
-        close = difflib.get_close_matches(name, list(_timm_names()), n=1)
+        close = difflib.get_close_matches(name, beits, n=1)
         hint = f"; did you mean timm:{close[0]}?" if close else ""
-        raise WeightsError(f"timm has no model '{name}'{hint}; it has {', '.join(_timm_names())}")
+        raise WeightsError(f"timm has no model '{name}'{hint}; it has {', '.join(beits)}")
     try:
         with torch.device("meta"):
             kind = type(timm.create_model(name))
@@ -206,7 +206,7 @@ def _open_timm(source: str) -> StoredWeights:
         known = timm.list_models(f"{name.partition('.')[0]}*", pretrained=True)
         raise WeightsError(f"timm has no weights '{name}'; it has {', '.join(known)}") from error
     if kind is not Beit:
-        raise WeightsError(f"'{source}' is a {kind.__name__}, not a BEiT; timm has {', '.join(_timm_names())}")
+        raise WeightsError(f"'{source}' is a {kind.__name__}, not a BEiT; timm has {', '.join(beits)}")
     try:
         model: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # of the network, of the hub, of the file: each library has its own
@@ -217,10 +217,6 @@ def _open_timm(source: str) -> StoredWeights:
     return StoredWeights(
         source, dict(model.state_dict()), known=Known(preprocess=_timm_preprocess(model.pretrained_cfg))
     )
-
-
-def _timm_names() -> Iterator[str]:
-    return (name for name in timm.list_models(module="beit"))
 
 
 def _timm_preprocess(values: Mapping[str, Any]) -> Preprocess:

@@ -9,7 +9,7 @@
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -158,7 +158,7 @@ def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights
     known = model_shapes(model, image_size).keys() | HEADS.keys()
     account.refuse(keys[name] for name in tensors if name not in known)
     check_shapes(tensors, model, image_size, stored.origin)
-    return Weights(
+    weights = Weights(
         origin=stored.origin,
         layout=detect_layout(stored, names),
         container=stored.container,
@@ -170,6 +170,8 @@ def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights
         preprocess=preprocess and preprocess.model_copy(update={"image_size": image_size}),
         path=stored.path,
     )
+    _check_indices(stored, names, weights.grid)
+    return weights
 
 
 def load_backbone(
@@ -230,13 +232,10 @@ def detect_layout(stored: StoredWeights, names: Collection[str]) -> Layout:
     if stored.is_ours:
         return "mcbeit"
     has_index = any(name.endswith(INDEX) for name in names)
-    if (
-        "lm_head.weight" in names
-        or "mask_token" in names
-        or (SHARED_TABLE in names and (has_index or stored.is_pickle))
-    ):
+    is_official = has_index or stored.is_pickle
+    if "lm_head.weight" in names or "mask_token" in names or (SHARED_TABLE in names and is_official):
         return "official-pretrain"
-    return "official-finetune" if has_index or stored.is_pickle else "timm"
+    return "official-finetune" if is_official else "timm"
 
 
 def _take(stored: StoredWeights, names: dict[str, str], account: Account) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -263,6 +262,17 @@ def _take(stored: StoredWeights, names: dict[str, str], account: Account) -> tup
 KEY_BIAS = "the keys' part is left out: it adds the same to all scores of a query, which softmax takes away"
 
 
+def _check_indices(stored: StoredWeights, names: dict[str, str], grid: tuple[int, int]) -> None:
+    """Raises WeightsError if an index buffer is not that of the rule: the bias tables would mean something else."""
+    wanted = gen_relative_position_index(grid)
+    indices = [key for name, key in names.items() if name.endswith(INDEX)]
+    if other := [key for key in indices if not torch.equal(stored.tensors[key].long(), wanted)]:
+        raise WeightsError(
+            f"'{stored.origin}' reads its bias tables in another order than BEiT does on {grid[0]} x {grid[1]} "
+            f"patches: {some(other)}"
+        )
+
+
 def _casting(value: Tensor) -> tuple[Literal["loaded", "converted"], str]:
     if value.dtype == torch.float32:
         return "loaded", ""
@@ -280,7 +290,7 @@ def _fresh(dim: int) -> dict[str, tuple[Tensor, str]]:
     }
 
 
-def _check_fits(weights: Weights, shapes: dict[str, tuple[int, ...]], account: Account) -> None:
+def _check_fits(weights: Weights, shapes: Mapping[str, tuple[int, ...]], account: Account) -> None:
     tensors = weights.tensors
     missing = [name for name in shapes if name not in tensors and name not in account.fresh]
     surplus = [name for name in tensors if name not in shapes and name not in IGNORED]

@@ -17,7 +17,8 @@ from mcbeit.initial_weights import model_for, start_from
 from mcbeit.jobs import load_job
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig
 from mcbeit.preprocess import Preprocess
-from mcbeit.pretrain import PretrainConfig, build, pretrain, with_model
+from mcbeit.pretrain import pretrain
+from mcbeit.pretrain_setup import PretrainConfig, build, with_model
 from mcbeit.relative_position import resize_table
 from mcbeit.sources import open_source
 from mcbeit.tokenizer_training import train_tokenizer

@@ -12,23 +12,15 @@ import torch
 from safetensors.torch import save_file
 from tiny import pretrain_config, write_shapes
 
-from mcbeit import kmeans_training, network_weights
+from mcbeit import clustering, kmeans_training, network_weights
 from mcbeit.checkpoint import Checkpoint, CheckpointFolder
+from mcbeit.clustering import KMeansState, assign, fit_step, revive, spread_centres
 from mcbeit.config import dump, validate
 from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError, RunError, WeightsError
 from mcbeit.jobs import describe_job, load_job
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
-from mcbeit.kmeans_training import (
-    KMeansRunConfig,
-    KMeansState,
-    assign,
-    complaint,
-    fit_kmeans,
-    fit_step,
-    revive,
-    spread_centres,
-)
+from mcbeit.kmeans_training import KMeansRunConfig, complaint, fit_kmeans
 from mcbeit.network_weights import PACKAGED_MODULE, load_network, read_network
 from mcbeit.pretrain import pretrain
 from mcbeit.tokenizer import distance_logits
@@ -161,7 +153,7 @@ def test_assign__is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     features, _ = blobs()
     codebook = features[::11]
     whole, squared = assign(features, codebook)
-    monkeypatch.setattr(kmeans_training, "CHUNK", 3 * len(codebook))
+    monkeypatch.setattr(clustering, "CHUNK", 3 * len(codebook))
     parts, again = assign(features, codebook)
     assert torch.equal(whole, parts)
     torch.testing.assert_close(squared, torch.cdist(features, codebook).square().amin(1), rtol=1e-3, atol=1e-3)
@@ -178,6 +170,15 @@ def test_fit_step__moves_centres_to_the_means_of_their_patches() -> None:
     assert losses[1] < 0.1 < losses[0]
     assert state.total.tolist() == [40, 40, 40]
     assert state.step == 2
+
+
+def test_fit_step__is_skipped_where_features_are_not_finite() -> None:
+    state = state_of(torch.eye(2))
+    result = fit_step(state, torch.full((3, 2), torch.nan))
+    assert bool(result.skipped)
+    assert torch.equal(state.model.codebook, torch.eye(2))
+    assert state.total.tolist() == state.recent.tolist() == [0, 0]
+    assert state.step == 1
 
 
 def test_revive__puts_unused_centres_where_patches_are_far() -> None:
@@ -318,7 +319,7 @@ def test_pretrain__fits_a_kmeans_preset_first(source: Path, weights: Path, tmp_p
     assert pretrain(config)["step"] == 5
     choice = with_path(config.tokenizer, Path(config.run))
     assert tokenizer_run(choice, config.data, seed=0) is None  # it is there now
-    assert get_tokenizer(choice, None, (4, 4)).vocab_size == 8
+    assert get_tokenizer(choice, (4, 4)).vocab_size == 8
     with torch.device("meta"):
         assert planned_tokenizer(choice, None).vocab_size == 8
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from mcbeit import pickle_machine
 from mcbeit.errors import WeightsError
-from mcbeit.pickle_machine import Global, InertObject
+from mcbeit.pickle_values import Global, InertObject
 from mcbeit.unpickle import read_checkpoint
 
 HEAD = b"\x80\x02"

@@ -21,7 +21,7 @@ from mcbeit.checkpoint import Checkpoint, CheckpointFolder
 from mcbeit.config import dump
 from mcbeit.errors import WeightsError
 from mcbeit.preprocess import Preprocess
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.vit import ModelConfig
 from mcbeit.weight_conversion import convert_weights
 from mcbeit.weight_files import official_preprocess, open_weights

@@ -341,6 +341,14 @@ def test_read_weights__absolute_positions_of_no_square(tmp_path: Path) -> None:
         read_weights(save(state, tmp_path / "w.pth"))
 
 
+def test_read_weights__another_order_of_the_bias_table(tmp_path: Path) -> None:
+    state = official_state("finetune")
+    index = state["blocks.1.attn.relative_position_index"]
+    index[1:, 1:] = index[1:, 1:].T.clone()  # key minus query
+    with pytest.raises(WeightsError, match=r"in another order .*on 4 x 4 patches: blocks\.1\.attn\.relative_pos"):
+        read_weights(save(state, tmp_path / "w.pth"))
+
+
 def test_read_weights__layouts(tmp_path: Path) -> None:
     pretrain, finetune = official_state("pretrain"), official_state("finetune")
     bare = official_state("finetune", index=False)
