@@ -119,6 +119,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     precision = choose_precision(config.compute.precision, device)
     choice = with_path(config.tokenizer, Path(config.run))
     group.first(lambda: train_first(first_run(config, len(source)), worker))
+    group.each(lambda: worker.fetch(below="tokenizer/"))
     tokenizer = group.each(lambda: get_tokenizer(choice, config.grid)).to(device)
     torch.manual_seed(config.seed)
     backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)

@@ -45,9 +45,10 @@ def tokenizer_run(
 
 
 def train_first(first: TokenizerConfig | None, worker: Worker) -> None:
-    """Finish the run that has to train the tokenizer first, if there is one; the work of one process."""
+    """Finish the run that has to train the tokenizer first, if there is one: the work of one process."""
     if first is not None:
         train_tokenizer(first, resume=True, worker=worker.alone())
+        worker.keep()
 
 
 def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int]) -> Tokenizer:
