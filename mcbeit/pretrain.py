@@ -20,6 +20,7 @@ from mcbeit.agreement import NO_FLAGS, Flags, agree
 from mcbeit.augment import normalise
 from mcbeit.data import Batch, Key, auto_workers, batch_keys, make_loader
 from mcbeit.device import matmul_peak, thread_limit
+from mcbeit.initial_weights import check_init
 from mcbeit.loss import Codes
 from mcbeit.masked import Prediction, measure, summarise
 from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
@@ -136,7 +137,8 @@ def _probe(config: PretrainConfig) -> OnlineProbe | None:
 
 
 def _check(config: PretrainConfig, source: ImageSource) -> None:
-    """Raise an error now if the tokenizer would not fit."""
+    """Raise an error now if the tokenizer or the initial weights would not fit."""
+    check_init(config.init, Path(config.run), config.model)
     choice = with_path(config.tokenizer, Path(config.run))
     check_tokenizer(choice, first_run(config, len(source)), config.grid, config.objective)
 

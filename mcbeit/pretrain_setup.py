@@ -150,7 +150,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
 
 def with_model(config: PretrainConfig) -> PretrainConfig:
     """The config with what it leaves open of the model taken from its initial weights."""
-    return config.model_copy(update={"model": model_for(config.init, Path(config.run), config.model)})
+    return config.model_copy(update={"model": model_for(config.init, config.model)})
 
 
 def initial_weights(config: PretrainConfig, model: MaskedImageModel) -> dict[str, list[str]]:
