@@ -50,8 +50,9 @@ class Report:
 def report_model(source: str, assignments: Sequence[str] = (), *, fresh: bool = False) -> Report:
     """`report` of a run folder, `report_weights` of everything else that can be a model."""
     path = Path(source).expanduser()
-    is_folder = path.is_dir() and not (path / "config.yaml").is_file()  # of a checkpoint
-    if source.startswith(TIMM) or path.is_file() or path.suffix or is_folder:
+    is_file = path.is_file() or (path.suffix != "" and not path.is_dir())
+    is_checkpoint = path.is_dir() and not (path / "config.yaml").is_file()
+    if source.startswith(TIMM) or is_file or is_checkpoint:
         return report_weights(source, assignments)
     if assignments:
         raise ConfigError(f"the run '{path}' is judged on its own images; leave {' '.join(assignments)} out")

@@ -19,14 +19,13 @@ from mcbeit.weights import Weights, fit_backbone, read_weights
 SHAPE = ("dim", "depth", "num_heads")
 
 
-def model_for(init: str | None, run: Path, model: ModelConfig) -> ModelConfig:
-    """The model with every key that it does not set taken from the weights `init`; as it is without any.
+def model_for(init: str | None, model: ModelConfig) -> ModelConfig:
+    """The model with every key that it does not set taken from the weights `init`; as it is if it leaves none open.
 
-    A run that goes on does not need its weights any more, unless its model was left open. Raises ConfigError that names
-    the keys that are set and do not agree with the weights, WeightsError if they cannot be read.
+    Raises ConfigError that names the keys that are set and do not agree with the weights, WeightsError if they cannot
+    be read.
     """
-    is_open = not model.model_fields_set >= set(ModelConfig.model_fields)
-    if init is None or (has_begun(run) and not is_open):
+    if init is None or model.model_fields_set >= set(ModelConfig.model_fields):
         return model
     weights = read_weights(init, num_heads=model.num_heads)
     taken = {
@@ -40,6 +39,12 @@ def model_for(init: str | None, run: Path, model: ModelConfig) -> ModelConfig:
 def has_begun(run: Path) -> bool:
     """Whether a run has checkpoints of its own to go on from."""
     return bool(CheckpointFolder(run / "checkpoints").steps())
+
+
+def check_init(init: str | None, run: Path, model: ModelConfig) -> None:
+    """Raise now what `start_from` would raise after a tokenizer was trained; a run that goes on needs no weights."""
+    if init is not None and not has_begun(run):
+        check_agrees(model, read_weights(init, num_heads=model.num_heads))
 
 
 def start_from(init: str, model: MaskedImageModel, config: ModelConfig, preprocess: Preprocess) -> list[str]:

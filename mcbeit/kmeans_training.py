@@ -28,6 +28,7 @@ from mcbeit.optim import DurationConfig, steps_per_epoch
 from mcbeit.preprocess import Interpolation
 from mcbeit.runfolder import MetricLog, RunConfig, open_run
 from mcbeit.sources import open_source, source_notes
+from mcbeit.storage import is_remote, place_of
 from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
 from mcbeit.tokenizer_training import DEFAULT_PERPLEXITY, NUM_CALIBRATED, NUM_JUDGED, unread_options
@@ -87,18 +88,22 @@ def fit_kmeans(config: KMeansRunConfig, *, resume: bool = False, worker: Worker 
     it was asked to stop. It is the work of one process.
     """
     worker = worker or Worker()
-    with thread_limit(config.compute.threads), worker.listening(), torch.no_grad():
-        return _fit(config, resume=resume, worker=worker)
+    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place, torch.no_grad():
+        if not is_remote(config.run):
+            return _fit(config, resume=resume, worker=worker)
+        here = config.model_copy(update={"run": str(place.path)})
+        return _fit(here, resume=resume, worker=worker.placed(place))
 
 
 def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
     check_kmeans(config)
     if worker.group.size > 1:
         raise ConfigError(f"a tokenizer is fitted by one worker, found {worker.group.size}; use --workers 1")
+    worker.fetch()
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
-    run = open_run(config, source, resume=resume)
+    run = open_run(config, source, resume=resume, named=worker.named)
     if (summary := run.summary()) is not None:
         return summary
     device = choose_device()
@@ -180,7 +185,9 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
             display.warn(told)
         if watch.num_corrupt:
             display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
-    return run.finish(state.numbers)
+    summary = run.finish(state.numbers)
+    worker.keep()
+    return summary
 
 
 def start(config: KMeansRunConfig, device: torch.device) -> KMeansState:

@@ -20,6 +20,7 @@ from mcbeit.agreement import NO_FLAGS, Flags, agree
 from mcbeit.augment import normalise
 from mcbeit.data import Batch, Key, auto_workers, batch_keys, make_loader
 from mcbeit.device import matmul_peak, thread_limit
+from mcbeit.initial_weights import check_init
 from mcbeit.loss import Codes
 from mcbeit.masked import Prediction, measure, summarise
 from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
@@ -37,6 +38,7 @@ from mcbeit.pretrain_setup import (
 from mcbeit.probe import OnlineProbe
 from mcbeit.runfolder import MetricLog, RunFolder, open_run
 from mcbeit.sources import ImageSource, open_source, source_notes
+from mcbeit.storage import place_of
 from mcbeit.tokenizer_plan import check_tokenizer, with_path
 from mcbeit.vit import VisionTransformer
 from mcbeit.watch import Watch
@@ -50,19 +52,21 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, worker: Worker | N
     stop. Every process of a group calls it, each with its own `worker`.
     """
     worker = worker or Worker()
-    with thread_limit(config.compute.threads), worker.listening():
-        return _pretrain(config, resume=resume, worker=worker)
+    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place:
+        here = config.model_copy(update={"run": str(place.path)})
+        return _pretrain(here, resume=resume, worker=worker.placed(place))
 
 
 def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
     group = worker.group
+    group.first(worker.fetch)
     config = group.each(lambda: with_model(config))
     source = group.each(lambda: open_source(config.data.required_source(), config.data.kind))
     per_epoch = group.each(lambda: steps_per_epoch(len(source), config.optim, config.data.masks_per_image))
     total = config.optim.total_steps(per_epoch)
     probe = group.each(lambda: _probe(config))
     group.first(lambda: _check(config, source))
-    run = group.first(lambda: open_run(config, source, resume=resume))
+    run = group.first(lambda: open_run(config, source, resume=resume, named=worker.named))
     if (summary := group.first(run.summary)) is not None:
         return summary
     parts = build(config, source, worker)
@@ -121,7 +125,9 @@ def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[s
                 raise worker.interrupted(config.run, state.step)
         if watch.num_corrupt:
             display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
-    return group.first(lambda: run.finish(state.numbers))
+    summary = group.first(lambda: run.finish(state.numbers))
+    group.first(worker.keep)
+    return summary
 
 
 def _probe(config: PretrainConfig) -> OnlineProbe | None:
@@ -131,7 +137,8 @@ def _probe(config: PretrainConfig) -> OnlineProbe | None:
 
 
 def _check(config: PretrainConfig, source: ImageSource) -> None:
-    """Raise an error now if the tokenizer would not fit."""
+    """Raise an error now if the tokenizer or the initial weights would not fit."""
+    check_init(config.init, Path(config.run), config.model)
     choice = with_path(config.tokenizer, Path(config.run))
     check_tokenizer(choice, first_run(config, len(source)), config.grid, config.objective)
 

@@ -118,6 +118,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     precision = choose_precision(config.compute.precision, device)
     choice = with_path(config.tokenizer, Path(config.run))
     group.first(lambda: train_first(first_run(config, len(source)), worker))
+    group.each(lambda: worker.fetch(below="tokenizer/"))
     tokenizer = group.each(lambda: get_tokenizer(choice, config.grid)).to(device)
     torch.manual_seed(config.seed)
     backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
@@ -148,7 +149,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
 
 def with_model(config: PretrainConfig) -> PretrainConfig:
     """The config with what it leaves open of the model taken from its initial weights."""
-    return config.model_copy(update={"model": model_for(config.init, Path(config.run), config.model)})
+    return config.model_copy(update={"model": model_for(config.init, config.model)})
 
 
 def initial_weights(config: PretrainConfig, model: MaskedImageModel) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -174,10 +174,11 @@ class MetricLog:
                     self._board.add_scalar(name, value, int(record["step"]))
 
 
-def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFolder:
+def open_run(config: RunConfig, source: ImageSource, *, resume: bool, named: Callable[[str], str] = str) -> RunFolder:
     """Make the folder of a new run, or with `resume` open one that exists; config and environment are written first.
 
-    A run that stopped before its first measurement counts as new, and with `resume` one without checkpoint may go on
+    `named` gives the config the names that people know, where the folder is a copy of what is kept elsewhere. A run
+    that stopped before its first measurement counts as new, and with `resume` one without checkpoint may go on
     with anything. Later the environment stays that of the start. Raises RunError if the folder belongs to something
     else, to a run that is not to be resumed, to another config, or to a source that has changed since.
     """
@@ -192,13 +193,13 @@ def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFold
             raise RunError(f"the run '{path}' exists already; go on with --resume, or choose another with run=FOLDER")
     goes_on = bool(run.checkpoints.steps())
     if goes_on:
-        _check_same(config, path)
+        _check_same(named(dump(config)), path)
         _check_source(source, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not goes_on:
             write_json(path / "env.json", {**environment(config.seed), "source": source.summary()})
-        write_bytes(path / "config.yaml", dump(config).encode())
+        write_bytes(path / "config.yaml", named(dump(config)).encode())
     except OSError as error:
         raise RunError(f"the run folder '{path}' cannot be written: {error.strerror}") from error
     return run
@@ -266,12 +267,12 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "dirty": bool(changes.strip())}
 
 
-def _check_same(config: Config, path: Path) -> None:
+def _check_same(config: str, path: Path) -> None:
     values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise RunError(f"'{path / 'config.yaml'}' holds no config; choose another folder with run=FOLDER")
     old = _flat(values)
-    new = _flat(yaml.safe_load(dump(config)))
+    new = _flat(yaml.safe_load(config))
     changed = [
         f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())

@@ -67,11 +67,14 @@ def tokenizer_run(
 
 
 def train_first(first: TokenizerRun | None, worker: Worker) -> None:
-    """Finish the run that has to train the tokenizer first, if there is one; the work of one process."""
+    """Finish the run that has to train the tokenizer first, if there is one: the work of one process."""
+    if first is None:
+        return
     if isinstance(first, KMeansRunConfig):
         fit_kmeans(first, resume=True, worker=worker.alone())
-    elif first is not None:
+    else:
         train_tokenizer(first, resume=True, worker=worker.alone())
+    worker.keep()
 
 
 def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int]) -> Tokenizer:

@@ -41,6 +41,7 @@ from mcbeit.preprocess import Interpolation
 from mcbeit.runfolder import MetricLog, RunConfig, open_run
 from mcbeit.sources import open_source, source_notes
 from mcbeit.state import TrainingState
+from mcbeit.storage import is_remote, place_of
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
@@ -113,18 +114,22 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False, worker: Wo
     stop. It is the work of one process.
     """
     worker = worker or Worker()
-    with thread_limit(config.compute.threads), worker.listening():
-        return _train(config, resume=resume, worker=worker)
+    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place:
+        if not is_remote(config.run):
+            return _train(config, resume=resume, worker=worker)
+        here = config.model_copy(update={"run": str(place.path)})
+        return _train(here, resume=resume, worker=worker.placed(place))
 
 
 def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
     check_size(config)
     if worker.group.size > 1:
         raise ConfigError(f"a tokenizer is trained by one worker, found {worker.group.size}; use --workers 1")
+    worker.fetch()
     source = open_source(config.data.required_source(), config.data.kind)
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
-    run = open_run(config, source, resume=resume)
+    run = open_run(config, source, resume=resume, named=worker.named)
     if (summary := run.summary()) is not None:
         return summary
     device = choose_device()
@@ -210,7 +215,9 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
         )
         if watch.num_corrupt:
             display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
-    return run.finish({name: value for name, value in state.numbers.items() if name != "use"})
+    summary = run.finish({name: value for name, value in state.numbers.items() if name != "use"})
+    worker.keep()
+    return summary
 
 
 def train_step(

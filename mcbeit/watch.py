@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from mcbeit.agreement import Agreement, Flags, Told
+from mcbeit.checkpoint import Checkpoint
 from mcbeit.data import Batch, Corrupt, CorruptImages, DataConfig, Key, check_readable
 from mcbeit.meter import StepResult
 from mcbeit.progress import Display
@@ -70,8 +71,12 @@ class Watch:
         """Write a checkpoint of the finished steps, unless there is one."""
         if self._saved_at != self.state.step:
             checkpoint = self.state.checkpoint()
-            self.worker.group.first(lambda: self.run.save(checkpoint))
+            self.worker.group.first(lambda: self._keep(checkpoint))
             self._saved_at = self.state.step
+
+    def _keep(self, checkpoint: Checkpoint) -> None:
+        self.run.save(checkpoint)
+        self.worker.keep()
 
     def mark_best(self, metric: str, value: float) -> None:
         """Note that the checkpoint just saved is the best so far."""

@@ -10,6 +10,7 @@ from mcbeit.errors import Interrupted
 from mcbeit.group import ALONE, Group
 from mcbeit.progress import Display
 from mcbeit.stop import StopRequest
+from mcbeit.storage import Place
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,25 @@ class Worker:
     stop: StopRequest = field(default_factory=StopRequest)
     show: Callable[..., Display] = Display
     began: Callable[[int], None] = lambda step: None  # told the step that training goes on from
+    place: Place | None = None  # where the run is kept, if that is not its folder alone
+
+    def placed(self, place: Place) -> "Worker":
+        """This worker with a place for its run."""
+        return replace(self, place=place)
+
+    def fetch(self, below: str = "") -> None:
+        """Bring the run folder up to date with what is kept elsewhere."""
+        if self.place is not None:
+            self.place.pull(below)
+
+    def keep(self) -> None:
+        """Send what has changed in the run folder to where it is kept."""
+        if self.place is not None:
+            self.place.push()
+
+    def named(self, text: str) -> str:
+        """The text with the names that people know the run folder by."""
+        return text if self.place is None else self.place.named(text)
 
     def display(self, title: str, total: int, *, done: int) -> Display:
         """The display of a job; only the first worker's is seen."""
@@ -34,7 +54,8 @@ class Worker:
     def interrupted(self, run: str, step: int) -> Interrupted:
         """What to raise after the agreed stop."""
         return Interrupted(
-            f"stopped after {step:,} steps, which are saved; go on with the same command and --resume ({run})",
+            f"stopped after {step:,} steps, which are saved; go on with the same command and --resume "
+            f"({self.named(run)})",
             self.stop.signal,
         )
 

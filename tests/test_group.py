@@ -203,10 +203,8 @@ def test_pretrain__too_many_bad_steps_in_a_row_end_the_run_for_all(
     errors = run_ranks(2, train_with_a_bad_step, config, {1, 3, 4, 5})
     assert [type(error) for error in errors] == [RunError, RunError]
     assert "step 4: the loss is nan" in str(errors[0])
-    assert (
-        f"2 times in a row. These steps were skipped, the model of before is saved. See what happens in one: mcbeit replay {tmp_path} --step 4"
-        in str(errors[0])
-    )
+    assert "2 times in a row. These steps were skipped, the model of before is saved." in str(errors[0])
+    assert f"See what happens in one: mcbeit replay {tmp_path} --step 4." in str(errors[0])
     assert CheckpointFolder(tmp_path / "checkpoints").steps()[-1] == 5
 
 

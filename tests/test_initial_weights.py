@@ -87,33 +87,33 @@ def test_start_from__tells_another_normalisation(tmp_path: Path) -> None:
 def test_model_for__takes_what_the_config_leaves_open(tmp_path: Path) -> None:
     shape = Shape(dim=192, depth=3, heads=3)
     file = pretrain_file(tmp_path, shape=shape, absolute=True, layer_scale=False)
-    found = model_for(str(file), tmp_path, ModelConfig(drop_path=0.2, position="relative+sincos"))
+    found = model_for(str(file), ModelConfig(drop_path=0.2, position="relative+sincos"))
     assert found.shape == (192, 3, 3)
     assert (found.patch_size, found.position, found.layer_scale, found.drop_path) == (4, "relative+sincos", 0.0, 0.2)
     assert found.final_norm == "tokens"
-    assert model_for(str(file), tmp_path, found) == found
+    assert model_for(str(file), found) == found
     finetuned = save(official_state("finetune"), tmp_path / "finetuned.pth")
-    found = model_for(str(finetuned), tmp_path, ModelConfig())
+    found = model_for(str(finetuned), ModelConfig())
     assert (found.bias_tables, found.final_norm) == ("per-block", "tokens")
 
 
 def test_model_for__size_of_a_run(tmp_path: Path) -> None:
     shape = Shape(dim=192, depth=12, heads=3)
     file = pretrain_file(tmp_path, shape=shape)
-    found = model_for(str(file), tmp_path, ModelConfig())
+    found = model_for(str(file), ModelConfig())
     assert (found.size, found.shape) == ("tiny", (192, 12, 3))
 
 
 def test_model_for__without_weights_is_the_config() -> None:
     model = ModelConfig(size="tiny")
-    assert model_for(None, Path("nowhere"), model) is model
+    assert model_for(None, model) is model
 
 
 def test_model_for__names_every_key_that_does_not_agree(tmp_path: Path) -> None:
     file = pretrain_file(tmp_path)
     asked = ModelConfig(size="tiny", patch_size=16, position="relative+learned", layer_scale=0.0, mlp_ratio=2.0)
     with pytest.raises(ConfigError) as caught:
-        model_for(str(file), tmp_path, asked)
+        model_for(str(file), asked)
     assert str(caught.value).splitlines() == [
         f"the model of the config is not that of init={file}:",
         "  model.dim: 192 (by model.size=tiny) in the config, 32 in the weights",
@@ -130,8 +130,8 @@ def test_model_for__names_every_key_that_does_not_agree(tmp_path: Path) -> None:
 def test_model_for__num_heads_where_the_file_does_not_tell(tmp_path: Path) -> None:
     file = pretrain_file(tmp_path, shape=Shape(dim=48), absolute=True, relative=False)
     with pytest.raises(WeightsError, match=r"Say it: --num-heads, or model\.num_heads in a config"):
-        model_for(str(file), tmp_path, ModelConfig())
-    assert model_for(str(file), tmp_path, ModelConfig(num_heads=3)).shape == (48, 2, 3)
+        model_for(str(file), ModelConfig())
+    assert model_for(str(file), ModelConfig(num_heads=3)).shape == (48, 2, 3)
 
 
 def test_pretrain_config__refuses_the_norm_of_finetuned_models() -> None:
@@ -171,6 +171,16 @@ def test_pretrain__from_a_file_then_from_its_own_run(shapes: Path, tmp_path: Pat
     assert same_bits(dict(parts.model.state_dict()), checkpoint.tensors["model"])
     with pytest.raises(RunError, match="init: "):
         pretrain(stored.model_copy(update={"init": str(tmp_path / "other.pth")}), resume=True)
+
+
+def test_pretrain__checks_the_weights_before_any_work(shapes: Path, tmp_path: Path) -> None:
+    closed = validate(ModelConfig, {**TINY.model_dump(), "depth": 3})
+    file = pretrain_file(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.depth: 3 in the config, 2 in the weights"):
+        pretrain(continued(shapes, tmp_path / "run", file, model=closed))
+    with pytest.raises(WeightsError, match="there are no weights at"):
+        pretrain(continued(shapes, tmp_path / "run", tmp_path / "typo.pth", model=closed))
+    assert not (tmp_path / "run").exists()
 
 
 def test_pretrain__the_teacher_starts_from_the_weights_too(shapes: Path, tmp_path: Path) -> None:

@@ -321,6 +321,11 @@ def test_report_model__without_labels_or_images(shapes: Path, tmp_path: Path) ->
         report_model(str(tmp_path / "typo.pth"), images(shapes))
 
 
+def test_report_model__a_run_may_have_a_dot_in_its_name(run: Path) -> None:
+    dotted = run.rename(run.with_name("demo.v2"))
+    assert report_model(str(dotted)).page == dotted / "report.html"
+
+
 def test_report_model__a_run_keeps_its_images(run: Path, shapes: Path) -> None:
     with pytest.raises(ConfigError, match="is judged on its own images; leave data"):
         report_model(str(run), images(shapes))
