@@ -1,5 +1,6 @@
 """The k-means tokenizer: its fit, its run folder, its weights, and pretraining with it."""
 
+import signal
 import sys
 import types
 from collections import OrderedDict
@@ -17,15 +18,17 @@ from mcbeit.checkpoint import Checkpoint, CheckpointFolder
 from mcbeit.clustering import KMeansState, assign, fit_step, revive, spread_centres
 from mcbeit.config import dump, validate
 from mcbeit.data import DataConfig
-from mcbeit.errors import ConfigError, RunError, WeightsError
+from mcbeit.errors import ConfigError, Interrupted, RunError, WeightsError
 from mcbeit.jobs import describe_job, load_job
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, complaint, fit_kmeans
 from mcbeit.network_weights import PACKAGED_MODULE, load_network, read_network
 from mcbeit.pretrain import pretrain
+from mcbeit.stop import StopRequest
 from mcbeit.tokenizer import distance_logits
 from mcbeit.tokenizer_choice import TokenizerChoice, load_run, load_tokenizer, low_precision
 from mcbeit.tokenizer_plan import get_tokenizer, planned_tokenizer, tokenizer_run, with_path
+from mcbeit.worker import Worker
 
 NETWORK = "test_efficientnet"  # timm's smallest, 48 features of stride 16
 
@@ -234,6 +237,40 @@ def test_fit_kmeans__is_the_same_again_and_resumes_as_if_never_stopped(
     expected, found = load_run(whole, "kmeans").state_dict(), load_run(halves, "kmeans").state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert fit_kmeans(kmeans_config(source, weights, whole), resume=True)["codes_used"] == 8  # it is complete
+
+
+def stopped_after(steps: int) -> Worker:
+    """A worker that is asked to stop then."""
+
+    class Soon(StopRequest):
+        calls = 0
+
+        def __call__(self) -> bool:
+            self.calls += 1
+            self.signal = signal.SIGINT if self.calls >= steps else None
+            return super().__call__()
+
+    return Worker(stop=Soon())
+
+
+def test_fit_kmeans__kept_behind_a_uri_stops_and_goes_on_there(source: Path, weights: Path, tmp_path: Path) -> None:
+    whole = kmeans_config(source, weights, tmp_path / "whole")
+    fit_kmeans(whole)
+    remote = whole.model_copy(update={"run": f"file://{tmp_path}/remote"})
+    with pytest.raises(Interrupted, match=r"stopped after 3 steps, which are saved; go on with .* --resume"):
+        fit_kmeans(remote, worker=stopped_after(3))
+    assert fit_kmeans(remote, resume=True)["step"] == 5
+    expected, found = load_run(tmp_path / "whole", "kmeans"), load_run(tmp_path / "remote", "kmeans")
+    assert torch.equal(expected.codebook, found.codebook)
+    assert expected.default_temperature == found.default_temperature
+
+
+def test_fit_kmeans__counts_corrupt_images(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_shapes(tmp_path / "images")
+    (images / "disc" / "bad.png").write_bytes(b"no image")
+    data = {"source": str(images), "num_workers": 0, "max_corrupt_fraction": 0.1}
+    assert fit_kmeans(kmeans_config(images, weights, tmp_path / "run", data=data))["corrupt"] == 1
+    assert "1 of 25 images cannot be read" in capsys.readouterr().err
 
 
 def test_fit_kmeans__tells_of_collapsed_codes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
