@@ -81,7 +81,7 @@ class PickleMachine:
         if (constructor := self.constructors.get(str(target))) is not None:
             try:
                 return constructor(*args)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: of torch
                 raise WeightsError(f"it calls '{target}' with wrong arguments: {error}") from error
         if _is_refused(target):
             raise WeightsError(

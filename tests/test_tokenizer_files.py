@@ -33,6 +33,7 @@ from mcbeit.tokenizer_files import is_tokenizer, read_tokenizer
 from mcbeit.tokenizer_kinds import KINDS
 from mcbeit.tokenizer_plan import check_tokenizer, planned_tokenizer, tokenizer_run
 from mcbeit.vqgan import GumbelVQGAN, GumbelVQGANConfig, NearestVQGAN
+from mcbeit.vqgan_yaml import read_description
 from mcbeit.vqkd import VQKD, VQKDConfig
 
 WRITERS = {
@@ -313,6 +314,20 @@ def test_read_tokenizer__refuses_a_yaml_of_something_else(tmp_path: Path, values
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(WeightsError, match=r"(?s)" + message):
         read_tokenizer(tmp_path)
+
+
+def test_read_description__published_configs(tmp_path: Path) -> None:
+    whole: dict[str, Any] = {"z_channels": 256, "resolution": 256, "ch": 128, "num_res_blocks": 2}
+    gumbel = vqgan_yaml(**whole, ch_mult=[1, 1, 2, 4], attn_resolutions=[32])
+    f16 = vqgan_yaml("taming.models.vqgan.VQModel", **whole, ch_mult=[1, 1, 2, 2, 4], attn_resolutions=[16])
+    path = tmp_path / "model.yaml"
+    for values, kind, config in (
+        (gumbel, "vqgan", GumbelVQGANConfig()),
+        (f16, "vqgan-ema", GumbelVQGANConfig(multipliers=(1, 1, 2, 2, 4), vocab_size=16384)),
+    ):
+        values["model"]["params"] |= {"embed_dim": 256, "n_embed": config.vocab_size}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        assert read_description(path).sizes(KINDS[kind], path) == config
 
 
 def test_read_tokenizer__yaml_is_never_executed(tmp_path: Path) -> None:

@@ -415,6 +415,8 @@ FLOATS = ("storage", torch.FloatStorage, "0", "cpu", 4)
         (FLOATS, (2,), (1,), 3, r"size \(2,\) in a storage of 4"),
         (FLOATS, (10**9, 10**9), (0, 0), 0, "in a storage of 4"),
         (FLOATS, (2,), (-1,), 3, r"stride \(-1,\)"),
+        (FLOATS, (0, 2**62, 2**62), (1, 1, 1), 0, "wrong arguments"),
+        (FLOATS, (0, 10**30), (1, 1), 0, "wrong arguments"),
         (FLOATS, (2, 2), (1,), 0, "stride"),
         (FLOATS, (2.0,), (1,), 0, "size"),
         (FLOATS, (2,), (1,), -1, "offset -1"),
