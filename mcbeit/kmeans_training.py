@@ -157,7 +157,7 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
             watch.hear(step, result, display, up_to_now=is_logged or is_saved)
             num_revived = 0
             if state.step % config.centres.revive_every_steps == 0:
-                if state.step <= config.centres.revive_until * total:
+                if state.step <= config.centres.revive_until * total and not bool(result.skipped):
                     num_revived = revive(state, features, config.seed + step)
                 state.recent.zero_()
             if is_logged:

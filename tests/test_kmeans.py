@@ -273,6 +273,22 @@ def test_fit_kmeans__counts_corrupt_images(weights: Path, tmp_path: Path, capsys
     assert "1 of 25 images cannot be read" in capsys.readouterr().err
 
 
+def test_fit_kmeans__goes_on_after_a_step_that_is_not_finite(
+    source: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[torch.Tensor] = []
+    whole = kmeans_training.patch_features
+
+    def broken_once(model: KMeansTokenizer, pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels)
+        return whole(model, pixels) * (float("nan") if len(seen) == 2 else 1.0)
+
+    monkeypatch.setattr(kmeans_training, "patch_features", broken_once)
+    summary = fit_kmeans(kmeans_config(source, weights, tmp_path))
+    assert "step 1 was skipped" in capsys.readouterr().err
+    assert summary["codes_used"] == 8
+
+
 def test_fit_kmeans__tells_of_collapsed_codes(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blind = {name: value * 0 for name, value in timm.create_model(NETWORK).state_dict().items()}
     save_file(blind, tmp_path / "blind.safetensors")
