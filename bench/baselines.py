@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mcbeit.config import Config, Seed
+from mcbeit.data import DataConfig
 from mcbeit.device import Precision
 from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.probe import (
     EVAL_BATCH,
+    EvalConfig,
     OnlineProbe,
     knn_accuracy,
     linear_accuracy,
@@ -25,12 +28,21 @@ from mcbeit.probe import (
     standardise,
 )
 from mcbeit.sources import SourceKind, open_source
-from mcbeit.vit import VisionTransformer
+from mcbeit.vit import ModelConfig, VisionTransformer
 
 LAYER = "mean of the patch tokens after the final norm"
 MARGINS = {"knn": 0.08, "linear": 0.05}  # what pretraining must add to the random backbone's accuracy
 PIXEL_SIZE = 32  # larger images are averaged down to this for the raw-pixel baseline
 CPU_BATCH = 32  # activations of more images do not fit into the caches
+
+
+class ProbeConfig(Config):
+    """What weights that come without a run are judged on."""
+
+    seed: Seed = 0
+    data: DataConfig = DataConfig()
+    preprocess: Preprocess = Preprocess()
+    eval: EvalConfig = EvalConfig()
 
 
 class Features(NamedTuple):
@@ -62,7 +74,7 @@ class Comparison:
     num_skipped: int
     num_classes: int
     seed: int
-    step: int
+    step: int | None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Comparison":
@@ -87,7 +99,7 @@ class Comparison:
         return all(self.gain(metric) >= margin for metric, margin in MARGINS.items())
 
 
-def open_probe(config: PretrainConfig) -> OnlineProbe | None:
+def open_probe(config: PretrainConfig | ProbeConfig) -> OnlineProbe | None:
     """The labelled images that the run names; None if it names none and its own images have no labels."""
     if not config.eval.names_labels and open_source(config.data.required_source(), config.data.kind).labels is None:
         return None
@@ -100,15 +112,15 @@ def class_names(config: PretrainConfig) -> list[str]:
     return open_labelled(config.eval.gallery or config.data.required_source(), _kind(config)).classes
 
 
-def _kind(config: PretrainConfig) -> SourceKind:
+def _kind(config: PretrainConfig | ProbeConfig) -> SourceKind:
     return config.eval.kind if config.eval.names_labels else config.data.kind
 
 
-def random_backbone(config: PretrainConfig) -> VisionTransformer:
-    """The backbone as it was before step 0: same seed, same init. A weaker init would flatter the pretraining."""
+def random_backbone(model: ModelConfig, image_size: int, seed: int) -> VisionTransformer:
+    """The backbone before any training, by the init of its run: a weaker one would flatter the pretraining."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return VisionTransformer(config.model, image_size=config.preprocess.image_size)
+        torch.manual_seed(seed)
+        return VisionTransformer(model, image_size=image_size)
 
 
 def backbone_features(
@@ -148,8 +160,10 @@ def score(name: str, features: Features, probe: OnlineProbe) -> Row:
     return Row(name, features.gallery.shape[1], knn_accuracy(*sets), linear_accuracy(*sets))
 
 
-def compare(config: PretrainConfig, probe: OnlineProbe, features: dict[str, Features], *, step: int) -> Comparison:
-    """Judge each kind of features; `step` counts the steps that the pretrained ones have had."""
+def compare(
+    config: PretrainConfig | ProbeConfig, probe: OnlineProbe, features: dict[str, Features], *, step: int | None
+) -> Comparison:
+    """Judge each kind of features; `step` counts the steps that the pretrained ones have had, if that is known."""
     gallery = _name(config.eval.gallery or config.data.required_source())
     return Comparison(
         rows=[score(name, found, probe) for name, found in features.items()],

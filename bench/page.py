@@ -14,7 +14,7 @@ from mcbeit.bench.baselines import Features, class_names
 from mcbeit.bench.trained import TrainedRun, read_tokenizer
 from mcbeit.config import dump
 from mcbeit.dvae import DiscreteVAE
-from mcbeit.errors import RunError
+from mcbeit.errors import RunError, WeightsError
 from mcbeit.masking import num_masked
 from mcbeit.optim import steps_per_epoch
 from mcbeit.probe import OnlineProbe, pick
@@ -79,10 +79,11 @@ def _pictures(run: TrainedRun, random: VisionTransformer, source: ImageSource) -
     indices, preprocesses = pick(source, NUM_TOKENIZED, config.seed), [config.preprocess]
     try:
         tokenizer: Tokenizer | None = read_tokenizer(config, run.path).to(run.device)
-    except RunError as error:
+    except (RunError, WeightsError) as error:
         tokenizer, found["missing"] = None, str(error)
     if tokenizer is not None:
-        size = {"image_size": tokenizer.view_size(config.grid), "interpolation": config.tokenizer.interpolation}
+        interpolation = config.tokenizer.interpolation or tokenizer.interpolation
+        size = {"image_size": tokenizer.view_size(config.grid), "interpolation": interpolation}
         preprocesses.append(config.preprocess.model_copy(update=size))
     views = examples.read_views(source, indices, preprocesses)
     chosen = np.linspace(0, len(views[0]) - 1, num=min(NUM_EXPLAINED, len(views[0]))).round().astype(int)
@@ -166,6 +167,7 @@ def facts(run: TrainedRun, records: Sequence[Values], source: ImageSource) -> li
         ("state", "complete" if run.step >= total else "unfinished: this is its last checkpoint so far"),
         ("time", _duration(training_seconds(records, config.optim.batch_size))),
         ("seed", str(config.seed)),
+        *([] if config.init is None else [("initial weights", config.init)]),
         *_environment(run),
     ]
 

@@ -1,6 +1,7 @@
-"""`mcbeit report RUN`: measure a pretraining run, print the table, write RUN/report.json and RUN/report.html.
+"""`mcbeit report MODEL`: measure a pretraining run, print the table, write RUN/report.json and RUN/report.html.
 
-What was measured is kept: a second report of the same checkpoint prints it again.
+What was measured is kept: a second report of the same checkpoint prints it again. Weights without a run have a table
+only, on images that are named.
 """
 
 import json
@@ -13,7 +14,16 @@ from mcbeit.bench.baselines import Comparison, Features
 from mcbeit.bench.page import render
 from mcbeit.bench.trained import fingerprint, load_trained
 from mcbeit.checkpoint import write_json
+from mcbeit.config import override, validate
+from mcbeit.device import Precision, choose_device, choose_precision
+from mcbeit.errors import ConfigError
+from mcbeit.preprocess import Preprocess
+from mcbeit.pretrain_setup import PretrainConfig
+from mcbeit.probe import OnlineProbe
 from mcbeit.progress import Display
+from mcbeit.vit import VisionTransformer
+from mcbeit.weight_files import TIMM
+from mcbeit.weights import load_backbone, read_weights
 
 NO_LABELS = "no table: the images have no labels; with eval.gallery and eval.queries a run names some that have"
 
@@ -23,7 +33,8 @@ class Report:
     """What was measured of a run, and the page about it. `comparison` is None if there are no labels."""
 
     comparison: Comparison | None
-    page: Path
+    page: Path | None  # weights without a run have none
+    remarks: tuple[str, ...] = ()
 
     @property
     def table(self) -> list[list[str]]:
@@ -33,7 +44,19 @@ class Report:
     @property
     def notes(self) -> list[str]:
         """What has to be read with the table, or why there is none."""
-        return [NO_LABELS] if self.comparison is None else table_notes(self.comparison)
+        return [*([NO_LABELS] if self.comparison is None else table_notes(self.comparison)), *self.remarks]
+
+
+def report_model(source: str, assignments: Sequence[str] = (), *, fresh: bool = False) -> Report:
+    """`report` of a run folder, `report_weights` of everything else that can be a model."""
+    path = Path(source).expanduser()
+    is_file = path.is_file() or (path.suffix != "" and not path.is_dir())
+    is_checkpoint = path.is_dir() and not (path / "config.yaml").is_file()
+    if source.startswith(TIMM) or is_file or is_checkpoint:
+        return report_weights(source, assignments)
+    if assignments:
+        raise ConfigError(f"the run '{path}' is judged on its own images; leave {' '.join(assignments)} out")
+    return report(path, fresh=fresh)
 
 
 def report(path: Path, *, fresh: bool = False) -> Report:
@@ -46,25 +69,67 @@ def report(path: Path, *, fresh: bool = False) -> Report:
         return stored
     run = load_trained(path)
     probe = baselines.open_probe(run.config)
-    random = baselines.random_backbone(run.config).to(run.device)
+    size, seed = run.config.preprocess.image_size, run.config.seed
+    random = baselines.random_backbone(run.config.model, size, seed).to(run.device)
     features: dict[str, Features] = {}
     comparison = None
     with Display("report", 1 if probe is None else 5) as display:
         if probe is not None:
             display.advance(f"{len(probe.gallery.labels) + len(probe.queries.labels)} labelled images decoded")
-            features["pixels"] = baselines.pixel_features(probe)
-            for name, backbone in (("random", random), ("pretrained", run.backbone)):
-                features[name] = baselines.backbone_features(backbone, probe, run.config.preprocess, run.precision)
-                display.advance(f"embedded by the {name} backbone")
+            features |= _embed(run.config, probe, random, run.backbone, run.precision, display)
             comparison = baselines.compare(run.config, probe, features, step=run.step)
             display.advance("probed")
-        result = Report(comparison, path / "report.html")
-        page = render(run, random, table=result.table, notes=result.notes, probe=probe, features=features)
-        _write(result.page, page)
+        page = path / "report.html"
+        result = Report(comparison, page)
+        html = render(run, random, table=result.table, notes=result.notes, probe=probe, features=features)
+        _write(page, html)
         values = {"fingerprint": found, "comparison": None if comparison is None else asdict(comparison)}
         write_json(path / "report.json", values)
         display.advance("page written")
     return result
+
+
+def report_weights(source: str, assignments: Sequence[str] = ()) -> Report:
+    """Measure weights of any kind on labelled images that `key=value` assignments name; see `ProbeConfig`.
+
+    Raises WeightsError if there are no such weights, ConfigError or DataError if there are no such images.
+    """
+    weights = read_weights(source)
+    preprocess = weights.preprocess or Preprocess(image_size=weights.image_size)
+    values = override({"preprocess": preprocess.model_dump(mode="json")}, assignments)
+    config = validate(baselines.ProbeConfig, values, origin=source)
+    probe = baselines.open_probe(config)
+    if probe is None:
+        return Report(None, None)
+    device = choose_device()
+    precision = choose_precision("auto", device)
+    loaded = load_backbone(source, image_size=config.preprocess.image_size)
+    random = baselines.random_backbone(loaded.config, loaded.image_size, config.seed).to(device)
+    with Display("report", 4) as display:
+        display.advance(f"{len(probe.gallery.labels) + len(probe.queries.labels)} labelled images decoded")
+        features = _embed(config, probe, random, loaded.model.to(device), precision, display)
+        comparison = baselines.compare(config, probe, features, step=None)
+        display.advance("probed")
+    remarks = [f"weights: {loaded.account.summary()}"]
+    if weights.preprocess is None:
+        used = config.preprocess
+        remarks.append(f"the file does not tell its normalisation; used: mean {list(used.mean)}, std {list(used.std)}")
+    return Report(comparison, None, tuple(remarks))
+
+
+def _embed(
+    config: PretrainConfig | baselines.ProbeConfig,
+    probe: OnlineProbe,
+    random: VisionTransformer,
+    pretrained: VisionTransformer,
+    precision: Precision,
+    display: Display,
+) -> dict[str, Features]:
+    features = {"pixels": baselines.pixel_features(probe)}
+    for name, backbone in (("random", random), ("pretrained", pretrained)):
+        features[name] = baselines.backbone_features(backbone, probe, config.preprocess, precision)
+        display.advance(f"embedded by the {name} backbone")
+    return features
 
 
 def _stored(path: Path, found: dict[str, str]) -> Report | None:
@@ -90,7 +155,7 @@ def table(comparison: Comparison) -> list[list[str]]:
     names = {
         "pixels": "raw pixels",
         "random": "random backbone",
-        "pretrained": f"pretrained, step {comparison.step}",
+        "pretrained": "pretrained" if comparison.step is None else f"pretrained, step {comparison.step}",
     }
     header = ["features", "dim", "k-NN top-1", "- random", "linear top-1", "- random"]
     rows = [header]

@@ -16,6 +16,7 @@ COMMANDS = {
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",
+    "weights": "mcbeit.cli.weights",
 }
 
 

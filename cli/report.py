@@ -1,6 +1,5 @@
 """`mcbeit report`: what a pretraining run has learned, as a table and as a page."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,22 +9,27 @@ if TYPE_CHECKING:
 
 
 @click.command
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.argument("assignments", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--fresh", is_flag=True, help="Measure again, even if this checkpoint has been measured before.")
 @click.option("--demand", is_flag=True, help="Exit with 1 if pretraining adds less than demanded to random features.")
-def command(run: Path, fresh: bool, demand: bool) -> None:
-    """Judge the last checkpoint of a pretraining run, finished or not.
+def command(model: str, assignments: tuple[str, ...], fresh: bool, demand: bool) -> None:
+    """Judge the last checkpoint of a pretraining run, finished or not, or other weights.
 
     Prints the k-NN and linear accuracies of raw pixels, of the untrained and of the pretrained backbone, all measured
     on the run's held-out images, and writes them with many figures to RUN/report.html and RUN/report.json. Without
     labelled images there is no table, only the page.
 
+    MODEL may also be a .safetensors file, a checkpoint of the official code (.pth) or timm:NAME. There is no page of
+    these; KEY=VALUE names the images, of the sections data, eval, preprocess.
+
     \b
     mcbeit report runs/demo
+    mcbeit report beit.pth data.source=data/emoji/train eval.queries=data/emoji/val
     """
-    from mcbeit.bench.report import report
+    from mcbeit.bench.report import report_model
 
-    found = report(run, fresh=fresh)
+    found = report_model(model, assignments, fresh=fresh)
     show(found)
     if demand and found.comparison is None:
         click.echo("--demand: without labels there is nothing to judge", err=True)
@@ -51,5 +55,5 @@ def show(found: "Report") -> None:
         console.print(drawn)
     elif found.table:
         click.echo(plain_table(found.table))
-    for note in [*found.notes, f"page: {found.page}"]:
+    for note in [*found.notes, *([] if found.page is None else [f"page: {found.page}"])]:
         click.echo(note)

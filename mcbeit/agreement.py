@@ -67,7 +67,8 @@ class Agreement:
 
     def post(self, step: int, result: StepResult) -> None:
         """Add a step, in order."""
-        numbers = torch.stack([result.loss, result.gradient_norm.float(), result.skipped.float()])
+        norm = torch.zeros_like(result.loss) if result.gradient_norm is None else result.gradient_norm.float()
+        numbers = torch.stack([result.loss, norm, result.skipped.float()])
         facts = torch.cat([numbers, result.flags])
         event = None
         if facts.is_cuda:

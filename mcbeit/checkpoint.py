@@ -226,11 +226,21 @@ def finite(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: a reader sees the old file or the new one."""
+    """Write a file as `replacing` does."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write a file under; it is synced and renamed: a reader sees the old file or the new one."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    _sync(partial)
-    partial.replace(path)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -29,10 +29,12 @@ class Cost(NamedTuple):
         return self.backbone + self.head + self.teacher + self.tokenizer
 
 
-def backbone_flops(*, num_patches: int, patch_size: int, dim: int, depth: int) -> float:
-    """One forward pass of the backbone: per block 24 T D^2 + 4 T^2 D for T tokens of width D, plus the embedding."""
+def backbone_flops(*, num_patches: int, patch_size: int, dim: int, depth: int, mlp_ratio: float = 4.0) -> float:
+    """One forward pass of the backbone: per block (8 + 4 r) T D^2 + 4 T^2 D for T tokens of width D and an MLP of
+    width r D, plus the embedding.
+    """
     tokens = num_patches + 1
-    return depth * (24.0 * tokens * dim**2 + 4.0 * tokens**2 * dim) + patch_embedding_flops(
+    return depth * ((8 + 4 * mlp_ratio) * tokens * dim**2 + 4.0 * tokens**2 * dim) + patch_embedding_flops(
         num_patches, patch_size, dim
     )
 
@@ -67,12 +69,13 @@ def estimate(
     tokenizer: float,
     masks_per_image: int,
     has_teacher: bool,
+    mlp_ratio: float = 4.0,
 ) -> Cost:
     """The cost of one image and mask; a backward pass is twice its forward, without the gradient of the pixels.
 
     Tokenizer and teacher see an image once for all its masks.
     """
-    forward = backbone_flops(num_patches=num_patches, patch_size=patch_size, dim=dim, depth=depth)
+    forward = backbone_flops(num_patches=num_patches, patch_size=patch_size, dim=dim, depth=depth, mlp_ratio=mlp_ratio)
     return Cost(
         backbone=3 * forward - patch_embedding_flops(num_patches, patch_size, dim),
         head=3 * head_flops(num_masked=num_masked, dim=dim, vocab_size=vocab_size),

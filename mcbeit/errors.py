@@ -23,6 +23,10 @@ class RunError(McbeitError):
     """A run folder, a checkpoint or the training itself is in a state that cannot go on."""
 
 
+class WeightsError(McbeitError):
+    """A file of weights cannot be read, or holds something else than was asked for."""
+
+
 class Interrupted(Exception):
     """A training has ended early because somebody asked for it, and what it had done is saved."""
 

@@ -10,17 +10,24 @@ from mcbeit.config import dump, override, read_values, validate
 from mcbeit.cost import STATED_SPEEDS, tokenizer_flops
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError, DataError
+from mcbeit.kmeans import KMeansTokenizer
+from mcbeit.kmeans_training import KMeansRunConfig, fit_kmeans
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
 from mcbeit.pretrain import pretrain
-from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run
+from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run, with_model
 from mcbeit.sources import open_source
-from mcbeit.tokenizer_plan import planned_tokenizer, with_path
+from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
 from mcbeit.worker import Worker
 
-Job = PretrainConfig | TokenizerConfig
+Job = PretrainConfig | TokenizerConfig | KMeansRunConfig
+CONFIGS: dict[str, type[Job]] = {
+    "pretrain": PretrainConfig,
+    "tokenizer": TokenizerConfig,
+    "kmeans-tokenizer": KMeansRunConfig,
+}
 IMAGENET_IMAGES = 1_281_167  # what a preset whose images are not there is costed for
 ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replaces what the preset calls otherwise
 
@@ -39,17 +46,18 @@ def run_job(config: Job, *, resume: bool = False, worker: Worker | None = None) 
     """Start or resume the run that `config` describes; returns its summary. Each process of a group calls it."""
     if isinstance(config, PretrainConfig):
         return pretrain(config, resume=resume, worker=worker)
+    if isinstance(config, KMeansRunConfig):
+        return fit_kmeans(config, resume=resume, worker=worker)
     return train_tokenizer(config, resume=resume, worker=worker)
 
 
 def parse_job(values: dict[str, Any], *, origin: str) -> Job:
     """The config of plain values. Raises ConfigError with every mistake in it."""
     kind = values.get("job", "pretrain")
-    if kind == "pretrain":
-        return validate(PretrainConfig, values, origin=origin)
-    if kind == "tokenizer":
-        return validate(TokenizerConfig, values, origin=origin)
-    raise ConfigError(f"{origin}: job must be pretrain or tokenizer, found {kind!r}")
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise ConfigError(f"{origin}: job must be one of {', '.join(CONFIGS)}, found {kind!r}")
+    config = validate(CONFIGS[kind], values, origin=origin)
+    return with_model(config) if isinstance(config, PretrainConfig) else config
 
 
 def describe_job(config: Job) -> str:
@@ -103,7 +111,11 @@ def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, fl
     return parameters, {name: value for name, value in cost._asdict().items() if value}
 
 
-def _tokenizer_cost(config: TokenizerConfig) -> tuple[dict[str, int], dict[str, float]]:
+def _tokenizer_cost(config: TokenizerRun) -> tuple[dict[str, int], dict[str, float]]:
+    if isinstance(config, KMeansRunConfig):
+        with torch.device("meta"):
+            fitted = KMeansTokenizer(config.model).eval()
+            return {"network (frozen)": _count(fitted)}, {"features": tokenizer_flops(fitted, config.image_size)}
     with torch.device("meta"):
         tokenizer = DiscreteVAE(config.model)
         encoder = tokenizer_flops(tokenizer, config.image_size)

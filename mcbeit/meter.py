@@ -20,7 +20,7 @@ class StepResult(NamedTuple):
     """What a step leaves on the device; nothing here has been waited for."""
 
     loss: Float[Tensor, ""]  # mean over the batch, of all workers
-    gradient_norm: Float[Tensor, ""]
+    gradient_norm: Float[Tensor, ""] | None  # None: it was no step along a gradient
     measurements: dict[str, Tensor]  # what costs time is measured at log steps only
     skipped: Bool[Tensor, ""]  # whether the loss or the gradient was not finite, and nothing was learned
     flags: Float[Tensor, " flag"]  # how many workers raise each of `agreement.Flags`
@@ -63,7 +63,8 @@ class Meter:
         values = {"loss": float(self._loss / self._steps), **values}
         if "target_entropy" in values:
             values["loss_above_entropy"] = float(self._result.loss) - values["target_entropy"]
-        values["gradient_norm"] = float(self._result.gradient_norm)
+        if self._result.gradient_norm is not None:
+            values["gradient_norm"] = float(self._result.gradient_norm)
         seconds = max(time.perf_counter() - self._since - self._paused, 1e-9)
         values["images_per_second"] = self._images / seconds
         if self.flops_per_image:
@@ -105,7 +106,9 @@ def status_line(record: Mapping[str, float | int]) -> str:
             parts.append(text.format(record[key]))
     if "code_perplexity" in record:
         parts.append(f"perplexity {record['code_perplexity']:.0f}")
-    parts.append(f"lr {record['lr']:.1e}  {record['images_per_second']:.0f} images/s")
+    if "lr" in record:
+        parts.append(f"lr {record['lr']:.1e}")
+    parts.append(f"{record['images_per_second']:.0f} images/s")
     if "share_of_peak" in record:
         parts.append(f"{record['share_of_peak']:.0%} of matmul peak")
     return "  ".join(parts)

@@ -15,13 +15,28 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 UNDECAYED = frozenset({"pos_embed", "cls_token"})
 
 
-class OptimConfig(Config):
-    """How long, how large the batches, how large the steps. `lr` is absolute: it is not scaled by the batch size."""
+class DurationConfig(Config):
+    """How long a run is, and how large its batches."""
 
     epochs: float = Field(800, gt=0)
     steps: int | None = Field(None, ge=1)  # instead of epochs
-    warmup_epochs: float = Field(10, ge=0)
     batch_size: int = Field(2048, ge=1)  # images (with their masks) per step, over all workers
+    max_skipped_steps: int = Field(5, ge=1)  # in a row, as their loss or gradient is not finite; then the run ends
+
+    @property
+    def num_parts(self) -> int:
+        """Into how many parts a batch is split."""
+        return 1
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """The steps of the whole run, at least 1."""
+        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+
+
+class OptimConfig(DurationConfig):
+    """How long, how large the batches, how large the steps. `lr` is absolute: it is not scaled by the batch size."""
+
+    warmup_epochs: float = Field(10, ge=0)
     accumulate: int = Field(1, ge=1)  # parts a worker's share of the batch is computed in
     lr: float = Field(1.5e-3, gt=0)
     min_lr: float = Field(1e-5, ge=0)
@@ -29,7 +44,6 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(3.0, gt=0)  # largest global norm of the gradient
-    max_skipped_steps: int = Field(5, ge=1)  # in a row, as their loss or gradient is not finite; then the run ends
 
     @model_validator(mode="after")
     def _rises_and_falls(self) -> "OptimConfig":
@@ -41,9 +55,10 @@ class OptimConfig(Config):
             )
         return self
 
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """The steps of the whole run, at least 1."""
-        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+    @property
+    def num_parts(self) -> int:
+        """Into how many parts a batch is split."""
+        return self.accumulate
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step (from 0): linear from 0 over the warm-up, then a cosine towards `min_lr`.
@@ -81,7 +96,7 @@ def make_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.o
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
-def steps_per_epoch(num_images: int, config: OptimConfig, masks_per_image: int = 1) -> int:
+def steps_per_epoch(num_images: int, config: DurationConfig, masks_per_image: int = 1) -> int:
     """Steps in which every image is decoded once. Raises ConfigError if a batch does not fit the images."""
     crops = crops_per_step(config, masks_per_image)
     if crops > num_images:
@@ -92,12 +107,12 @@ def steps_per_epoch(num_images: int, config: OptimConfig, masks_per_image: int =
     return num_images // crops
 
 
-def crops_per_step(config: OptimConfig, masks_per_image: int) -> int:
+def crops_per_step(config: DurationConfig, masks_per_image: int) -> int:
     """Images decoded per step. Raises ConfigError unless masks and accumulation divide the batch."""
-    parts = masks_per_image * config.accumulate
+    parts = masks_per_image * config.num_parts
     if config.batch_size % parts:
         raise ConfigError(
             f"optim.batch_size={config.batch_size} must be a multiple of data.masks_per_image * optim.accumulate "
-            f"= {masks_per_image} * {config.accumulate} = {parts}"
+            f"= {masks_per_image} * {config.num_parts} = {parts}"
         )
     return config.batch_size // masks_per_image

@@ -20,12 +20,21 @@ from mcbeit.agreement import NO_FLAGS, Flags, agree
 from mcbeit.augment import normalise
 from mcbeit.data import Batch, Key, auto_workers, batch_keys, make_loader
 from mcbeit.device import matmul_peak, thread_limit
+from mcbeit.initial_weights import check_init
 from mcbeit.loss import Codes
 from mcbeit.masked import Prediction, measure, summarise
 from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
 from mcbeit.optim import crops_per_step, steps_per_epoch
 from mcbeit.parallel import gradients_stay_here
-from mcbeit.pretrain_setup import PretrainConfig, Pretraining, build, first_run, tokenizer_input, view_dataset
+from mcbeit.pretrain_setup import (
+    PretrainConfig,
+    Pretraining,
+    build,
+    first_run,
+    tokenizer_input,
+    view_dataset,
+    with_model,
+)
 from mcbeit.probe import OnlineProbe
 from mcbeit.runfolder import MetricLog, RunFolder, open_run
 from mcbeit.sources import ImageSource, open_source, source_notes
@@ -51,6 +60,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, worker: Worker | N
 def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
     group = worker.group
     group.first(worker.fetch)
+    config = group.each(lambda: with_model(config))
     source = group.each(lambda: open_source(config.data.required_source(), config.data.kind))
     per_epoch = group.each(lambda: steps_per_epoch(len(source), config.optim, config.data.masks_per_image))
     total = config.optim.total_steps(per_epoch)
@@ -76,7 +86,8 @@ def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[s
     worker.began(state.step)
 
     with worker.display("pretrain", total, done=state.step) as display, MetricLog(run, config.log, group) as log:
-        display.note(describe(parts, source, per_epoch))
+        for note in (describe(parts, source, per_epoch), *state.numbers.get("init", ())):
+            display.note(note)
         for warning in warnings:
             display.warn(warning)
         for batch in batches(parts, source, range(state.step, total)):
@@ -126,7 +137,8 @@ def _probe(config: PretrainConfig) -> OnlineProbe | None:
 
 
 def _check(config: PretrainConfig, source: ImageSource) -> None:
-    """Raise an error now if the tokenizer would not fit."""
+    """Raise an error now if the tokenizer or the initial weights would not fit."""
+    check_init(config.init, Path(config.run), config.model)
     choice = with_path(config.tokenizer, Path(config.run))
     check_tokenizer(choice, first_run(config, len(source)), config.grid, config.objective)
 

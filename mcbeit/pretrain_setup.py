@@ -16,6 +16,7 @@ from mcbeit.data import Batch, DataConfig, ViewDataset, batch_keys, check_readab
 from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
+from mcbeit.initial_weights import has_begun, model_for, start_from
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig
 from mcbeit.masking import MaskConfig, num_masked
 from mcbeit.optim import OptimConfig, make_optimizer
@@ -27,8 +28,7 @@ from mcbeit.sources import ImageSource
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, logits_of, low_precision
-from mcbeit.tokenizer_plan import get_tokenizer, tokenizer_run, train_first, with_path
-from mcbeit.tokenizer_training import TokenizerConfig
+from mcbeit.tokenizer_plan import TokenizerRun, get_tokenizer, tokenizer_run, train_first, with_path
 from mcbeit.vit import ModelConfig, VisionTransformer
 from mcbeit.worker import Worker
 
@@ -40,6 +40,7 @@ class PretrainConfig(RunConfig):
 
     job: Literal["pretrain"] = "pretrain"
     run: UserPath = "runs/pretrain"
+    init: UserPath | None = None  # weights to start from: a run folder, a .safetensors or .pth file, timm:NAME
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()  # of the image view, in training and afterwards
     crop: CropConfig = CropConfig()
@@ -55,6 +56,15 @@ class PretrainConfig(RunConfig):
     def _no_sharded_teacher(self) -> "PretrainConfig":
         if self.compute.shard != "none" and self.objective.has_teacher:
             raise ValueError("compute.shard=fsdp does not go with objective.affinity=ema; set one of them otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _norms_every_token(self) -> "PretrainConfig":
+        if self.model.final_norm != "tokens":
+            raise ValueError(
+                f"model.final_norm={self.model.final_norm} is that of finetuned models: pretraining predicts single "
+                "patches; set model.final_norm=tokens"
+            )
         return self
 
     @property
@@ -114,6 +124,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
+    start = group.each(lambda: initial_weights(config, model))
     if config.compute.shard == "fsdp":
         shard_parameters(model, backbone.blocks, group, device)
     optimizer = make_optimizer([model], config.optim)
@@ -125,6 +136,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     view = some_tokenizer_views(config, source, tokenizer).to(device)
     tokenizer, agreement = low_precision(tokenizer, view, precision.dtype, config.tokenizer.min_agreement)
     dtype = next(tokenizer.parameters()).dtype
+    state.numbers |= start
     state.numbers["temperature"] = group.first(
         lambda: choose_temperature(tokenizer, logits_of(tokenizer, view), config.objective)
     )
@@ -135,7 +147,19 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     return Pretraining(config, group, device, precision, tokenizer, dtype, model, network, state, cost)
 
 
-def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerConfig | None:
+def with_model(config: PretrainConfig) -> PretrainConfig:
+    """The config with what it leaves open of the model taken from its initial weights."""
+    return config.model_copy(update={"model": model_for(config.init, config.model)})
+
+
+def initial_weights(config: PretrainConfig, model: MaskedImageModel) -> dict[str, list[str]]:
+    """Give the model the weights that its config names, unless the run goes on; returns what is kept of that."""
+    if config.init is None or has_begun(Path(config.run)):
+        return {}
+    return {"init": start_from(config.init, model, config.model, config.preprocess)}
+
+
+def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerRun | None:
     """The run that has to train the tokenizer first, if there is one."""
     choice = with_path(config.tokenizer, Path(config.run))
     return tokenizer_run(choice, config.data, seed=config.seed, num_images=num_images)
@@ -149,6 +173,7 @@ def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
         patch_size=config.model.patch_size,
         dim=dim,
         depth=depth,
+        mlp_ratio=config.model.mlp_ratio,
         num_masked=num_masked(config.grid, config.mask.ratio),
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer_flops(tokenizer, tokenizer.view_size(config.grid)),
@@ -167,7 +192,7 @@ def view_dataset(
         crop=config.crop,
         views=(
             View(config.preprocess.image_size, config.preprocess.interpolation),
-            View(tokenizer.view_size(config.grid), config.tokenizer.interpolation),
+            View(tokenizer.view_size(config.grid), config.tokenizer.interpolation or tokenizer.interpolation),
         ),
         grid=config.grid,
         mask=config.mask,

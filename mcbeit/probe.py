@@ -161,7 +161,7 @@ class OnlineProbe:
 def mean_pooled(
     backbone: VisionTransformer, images: list[Tensor], preprocess: Preprocess, precision: Precision
 ) -> Float[Tensor, "image dim"]:
-    """The mean of the patch tokens after the final norm; pretraining leaves the cls token untrained."""
+    """The mean of the patch tokens, after or before the final norm, as the backbone has it."""
     device = backbone.cls_token.device
     was_training = backbone.training
     backbone.eval()
@@ -169,7 +169,7 @@ def mean_pooled(
     for pixels in images:
         inputs = torch.from_numpy(preprocess.normalise(pixels.numpy())).permute(0, 3, 1, 2).to(device)
         with precision.autocast(device):
-            pooled.append(backbone.forward_tokens(inputs)[:, 1:].float().mean(dim=1))
+            pooled.append(backbone.pooled(backbone.forward_tokens(inputs)))
     backbone.train(was_training)
     return torch.cat(pooled)
 

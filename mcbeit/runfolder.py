@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from pydantic import Field
 from safetensors import SafetensorError
+from torch import nn
 
 import mcbeit
 from mcbeit.checkpoint import (
@@ -30,7 +31,6 @@ from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError
 from mcbeit.group import ALONE, Group
 from mcbeit.sources import ImageSource
-from mcbeit.state import TrainingState
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors")
 MAY_CHANGE = ("run", "compute.", "log.", "checkpoint.", "eval.", "data.num_workers", "data.max_corrupt_fraction")
@@ -51,6 +51,26 @@ class RunConfig(Config):
     seed: Seed = 0
     log: LogConfig = LogConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+@runtime_checkable
+class RunState(Protocol):
+    """What changes while a run goes on. `step` counts finished steps."""
+
+    step: int
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, as a checkpoint of the finished steps."""
+        ...
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to what a checkpoint holds."""
+        ...
 
 
 class RunFolder:
@@ -89,7 +109,7 @@ class RunFolder:
             if kept or file.exists() or file == self.metrics_file:
                 write_bytes(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def go_on(self, state: TrainingState, group: Group = ALONE) -> list[str]:
+    def go_on(self, state: RunState, group: Group = ALONE) -> list[str]:
         """Bring `state` to the newest checkpoint that can be read, if there is one, and forget what was measured since.
 
         Returns what a person should hear: which damaged checkpoints were passed over. Raises RunError if all are.

@@ -1,23 +1,29 @@
 """The image tokenizer: one protocol for everything that turns each patch into logits over a visual vocabulary."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mcbeit.preprocess import Interpolation
+
+CHUNK = 1 << 22  # distances that are held at once where codes are compared with each other
 Normalisation = tuple[float, float, float]
 
 
 class Tokenizer(nn.Module, ABC):
-    """A frozen discretiser. One code per cell of `stride` x `stride` pixels, cells in row-major order."""
+    """A frozen discretiser. One code per cell of `stride` x `stride` pixels, cells in row-major order.
+
+    `mean`, `std` and `interpolation` are how it wants its view of an image.
+    """
 
     vocab_size: int
     stride: int
     image_size: int | None = None  # pixels; None: any multiple of the stride
-    mean: ClassVar[Normalisation] = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
-    std: ClassVar[Normalisation] = (0.5, 0.5, 0.5)
+    mean: Normalisation = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+    std: Normalisation = (0.5, 0.5, 0.5)
+    interpolation: Interpolation = "lanczos"
     default_temperature: float = 1.0  # of equation (1), where nothing better is known
 
     @abstractmethod
@@ -43,6 +49,31 @@ class Tokenizer(nn.Module, ABC):
 def flatten_cells(logits: Float[Tensor, "batch code height width"]) -> Float[Tensor, "batch patch code"]:
     """Row-major cells; a view without copy if the input is in channels_last memory format."""
     return logits.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def distance_logits(
+    vectors: Float[Tensor, "batch patch dim"], codebook: Float[Tensor, "code dim"]
+) -> Float[Tensor, "batch patch code"]:
+    """Minus the squared distances to the codes, so that the nearest code has the largest logit; at least float32."""
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    vectors, codebook = vectors.to(dtype), codebook.to(dtype)
+    return 2 * (vectors @ codebook.T) - vectors.square().sum(-1, keepdim=True) - codebook.square().sum(-1)
+
+
+@torch.no_grad()
+def code_gap(codebook: Float[Tensor, "code dim"]) -> float:
+    """The median squared distance of a code to its nearest other code: a temperature for `distance_logits`.
+
+    With it a patch that is one code has about 1/e as much of that code's neighbour. 1 if all codes are alike.
+    """
+    gaps = []
+    for start in range(0, len(codebook), max(CHUNK // len(codebook), 1)):
+        part = codebook[start : start + max(CHUNK // len(codebook), 1)]
+        squared = -distance_logits(part[None], codebook)[0]
+        squared[torch.arange(len(part)), torch.arange(start, start + len(part))] = torch.inf
+        gaps.append(squared.amin(dim=1))
+    gap = float(torch.cat(gaps).clamp(min=0).median())
+    return gap if 0 < gap < float("inf") else 1.0
 
 
 def count_codes(logits: Float[Tensor, "batch patch code"]) -> Float[Tensor, " code"]:

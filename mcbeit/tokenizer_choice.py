@@ -8,100 +8,118 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.config import Config, UserPath, validate
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
-from mcbeit.errors import RunError
+from mcbeit.errors import RunError, WeightsError
+from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
 from mcbeit.masked import ObjectiveConfig
 from mcbeit.preprocess import Interpolation
 from mcbeit.targets import code_probabilities, entropy
 from mcbeit.tokenizer import Tokenizer, count_codes, perplexity
-from mcbeit.vqgan import GumbelVQGAN, GumbelVQGANConfig
+from mcbeit.tokenizer_files import StoredTokenizer, read_tokenizer
+from mcbeit.tokenizer_kinds import KINDS
+from mcbeit.vqgan import GumbelVQGANConfig
 
 TEMPERATURE_BOUNDS = (1e-4, 1e4)
 SLICE = 8  # images that a tokenizer sees at once where no training limits the batch: VQGAN takes 30 MiB for each
+JOBS = {"dvae": "tokenizer", "kmeans": "kmeans-tokenizer"}  # kinds that a run of ours trains -> its job
+RUN_KINDS = tuple(JOBS)
 UNIFORM_MARGIN = 0.02  # nats below log V at which targets say nothing
 
 
 class TokenizerChoice(Config):
     """The frozen tokenizer of a pretraining run."""
 
-    kind: Literal["dvae", "vqgan"] = "vqgan"
-    # a tokenizer run (dvae), a .safetensors file (vqgan), or 'random', for speed tests only
+    kind: Literal["dvae", "kmeans", "vqgan", "vqgan-ema", "dall-e", "vqkd"] = "vqgan"
+    # a tokenizer run (dvae, kmeans), the published files or converted ones (the others), or 'random', for speed tests
     path: UserPath | None = None
     preset: str | None = None  # train this preset on the same images first, where `path` does not exist yet
-    interpolation: Interpolation = "lanczos"  # of the tokenizer's view
+    interpolation: Interpolation | None = None  # of the tokenizer's view; None: as the tokenizer was trained
     min_agreement: float = Field(0.98, ge=0, le=1)  # share of equal codes from which low precision is used for it
-    vqgan: GumbelVQGANConfig = GumbelVQGANConfig()
+    vqgan: GumbelVQGANConfig = GumbelVQGANConfig()  # sizes of vqgan and vqgan-ema, where no file tells them
 
     @model_validator(mode="after")
-    def _a_preset_is_a_dvae(self) -> "TokenizerChoice":
-        if self.preset is not None and self.kind != "dvae":
+    def _a_preset_is_a_run(self) -> "TokenizerChoice":
+        if self.preset is not None and self.kind not in RUN_KINDS:
             raise ValueError(
-                f"tokenizer.preset={self.preset} trains a tokenizer of kind dvae, found tokenizer.kind={self.kind}; "
-                "set tokenizer.preset=null to use weights of another kind"
+                f"tokenizer.preset={self.preset} trains a tokenizer of kind {' or '.join(RUN_KINDS)}, found "
+                f"tokenizer.kind={self.kind}; set tokenizer.preset=null to use weights of another kind"
             )
         return self
 
 
 def load_tokenizer(choice: TokenizerChoice) -> Tokenizer:
-    """The tokenizer, frozen. Raises RunError if there are no weights at its path."""
+    """The tokenizer, frozen. Raises RunError or WeightsError if there are no weights of its kind at its path."""
     path = require_path(choice)
-    if choice.kind == "dvae":
-        return load_dvae(Path(path)).frozen()
-    tokenizer = GumbelVQGAN(choice.vqgan)
-    if path != "random":
-        _load_vqgan(tokenizer, Path(path))
-    return tokenizer.frozen()
+    if choice.kind in RUN_KINDS:
+        return load_run(Path(path), choice.kind).frozen()
+    if path == "random":
+        return KINDS[choice.kind].build(untold_sizes(choice)).frozen()
+    return read_stored(choice, path).build().frozen()
 
 
 def require_path(choice: TokenizerChoice) -> str:
     """Where the weights are. Raises RunError if they are not there."""
     if choice.path is None:
+        files = f" ({KINDS[choice.kind].files})" if choice.kind in KINDS else ""
         raise RunError(
-            f"tokenizer.path is not set: name the weights of a {choice.kind} tokenizer, or train one of your own with "
-            "tokenizer.kind=dvae tokenizer.preset=photo-tokenizer"
+            f"tokenizer.path is not set: name the weights of a {choice.kind} tokenizer{files}, or train one of your "
+            "own with tokenizer.kind=dvae tokenizer.preset=photo-tokenizer"
         )
     if choice.path != "random" and not Path(choice.path).exists():
-        hint = f"; train one: mcbeit train demo-tokenizer run={choice.path}" if choice.kind == "dvae" else ""
+        hint = f"; train one: {_how_to_train(choice.kind, choice.path)}" if choice.kind in RUN_KINDS else ""
         raise RunError(f"there is no trained tokenizer at '{choice.path}'{hint}")
     return choice.path
 
 
-def load_dvae(run: Path) -> DiscreteVAE:
-    """The tokenizer of a finished tokenizer run. Raises RunError if the run is none, or not finished."""
+def read_stored(choice: TokenizerChoice, path: str) -> StoredTokenizer:
+    """What a file of weights holds. Raises WeightsError if it is of another kind, or of other sizes than configured."""
+    stored = read_tokenizer(path, kind=choice.kind)
+    is_configured = choice.vqgan != GumbelVQGANConfig() and isinstance(stored.config, GumbelVQGANConfig)
+    if is_configured and choice.vqgan != stored.config:
+        raise WeightsError(
+            f"'{stored.path}' has other sizes than tokenizer.vqgan says: {stored.config!r}; leave tokenizer.vqgan out"
+        )
+    return stored
+
+
+def untold_sizes(choice: TokenizerChoice) -> Config:
+    """The sizes of a tokenizer where no file tells them."""
+    kind = KINDS[choice.kind]
+    return choice.vqgan if kind.config is GumbelVQGANConfig else kind.config()
+
+
+def load_run(run: Path, kind: str) -> Tokenizer:
+    """The tokenizer of a finished tokenizer run. Raises RunError if the run is none, of another kind or unfinished."""
     checkpoint = CheckpointFolder(run / "checkpoints").newest()
     if checkpoint is None:
-        raise RunError(f"there is no trained tokenizer at '{run}'; train one: mcbeit train demo-tokenizer run={run}")
-    if "tokenizer" not in checkpoint.numbers:
-        raise RunError(f"'{run}' is no tokenizer run; name the folder of a run whose job is tokenizer")
-    if "temperature" not in checkpoint.numbers:
+        raise RunError(f"there is no trained tokenizer at '{run}'; train one: {_how_to_train(kind, str(run))}")
+    numbers = checkpoint.numbers
+    if "tokenizer" not in numbers:
+        raise RunError(f"'{run}' is no tokenizer run; name the folder of a run whose job is {JOBS[kind]}")
+    if (found := numbers.get("kind", "dvae")) != kind:
+        raise RunError(f"'{run}' is a tokenizer of kind {found}, not {kind}; set tokenizer.kind={found}")
+    if "temperature" not in numbers:
         raise RunError(
             f"the tokenizer run '{run}' has no usable codes: it is unfinished or its codes have collapsed; go on with: "
             f"mcbeit train {run / 'config.yaml'} --resume"
         )
-    tokenizer = DiscreteVAE(validate(DiscreteVAEConfig, checkpoint.numbers["tokenizer"], origin=str(run)))
+    tokenizer: Tokenizer
+    if kind == "kmeans":
+        tokenizer = KMeansTokenizer(validate(KMeansConfig, numbers["tokenizer"], origin=str(run)))
+    else:
+        tokenizer = DiscreteVAE(validate(DiscreteVAEConfig, numbers["tokenizer"], origin=str(run)))
     tokenizer.load_state_dict(checkpoint.tensors["model"], assign=True)  # also where a plan was made on meta
-    tokenizer.default_temperature = checkpoint.numbers["temperature"]
+    tokenizer.default_temperature = numbers["temperature"]
+    tokenizer.interpolation = numbers.get("interpolation", tokenizer.interpolation)
     return tokenizer
 
 
-def _load_vqgan(tokenizer: GumbelVQGAN, path: Path) -> None:
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"the tokenizer weights '{path}' cannot be read as safetensors: {error}") from error
-    try:
-        missing, _ = tokenizer.load_state_dict(found, strict=False)
-    except RuntimeError as error:  # torch lists every tensor, one per line
-        first = str(error).splitlines()[1].strip()
-        raise RunError(f"'{path}' has other sizes than tokenizer.vqgan says, for example: {first}") from None
-    if missing:
-        raise RunError(f"'{path}' is no Gumbel-VQGAN: {len(missing)} tensors are missing, such as '{missing[0]}'")
+def _how_to_train(kind: str, run: str) -> str:
+    return f"mcbeit train {'demo-tokenizer' if kind == 'dvae' else 'kmeans-tokenizer'} run={run}"
 
 
 def calibrate_temperature(logits: Float[Tensor, "batch patch code"], target_perplexity: float) -> float:

@@ -8,13 +8,25 @@ from mcbeit.config import read_values, validate
 from mcbeit.data import DataConfig
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError
+from mcbeit.kmeans import KMeansTokenizer
+from mcbeit.kmeans_training import KMeansRunConfig, check_kmeans, fit_kmeans
 from mcbeit.masked import ObjectiveConfig
 from mcbeit.runfolder import read_summary
 from mcbeit.tokenizer import Tokenizer
-from mcbeit.tokenizer_choice import TokenizerChoice, load_tokenizer, require_path
+from mcbeit.tokenizer_choice import (
+    JOBS,
+    RUN_KINDS,
+    TokenizerChoice,
+    load_tokenizer,
+    read_stored,
+    require_path,
+    untold_sizes,
+)
+from mcbeit.tokenizer_kinds import KINDS
 from mcbeit.tokenizer_training import TokenizerConfig, check_size, train_tokenizer
-from mcbeit.vqgan import GumbelVQGAN
 from mcbeit.worker import Worker
+
+TokenizerRun = TokenizerConfig | KMeansRunConfig
 
 
 def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
@@ -26,7 +38,7 @@ def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
 
 def tokenizer_run(
     choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
-) -> TokenizerConfig | None:
+) -> TokenizerRun | None:
     """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
 
     It reads the same images in the same way; a batch is never larger than the source.
@@ -38,17 +50,31 @@ def tokenizer_run(
         values["run"] = choice.path
     values["seed"] = seed
     values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
-    config = validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
+    if (job := values.get("job", JOBS[choice.kind])) != JOBS[choice.kind]:
+        raise ConfigError(
+            f"tokenizer.preset={choice.preset} is a {job} job, but tokenizer.kind={choice.kind} needs a "
+            f"{JOBS[choice.kind]} job"
+        )
+    origin = f"tokenizer.preset={choice.preset}"
+    config: TokenizerRun = (
+        validate(KMeansRunConfig, values, origin=origin)
+        if choice.kind == "kmeans"
+        else validate(TokenizerConfig, values, origin=origin)
+    )
     if num_images is None or config.optim.batch_size <= num_images:
         return config
     return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
 
 
-def train_first(first: TokenizerConfig | None, worker: Worker) -> None:
+def train_first(first: TokenizerRun | None, worker: Worker) -> None:
     """Finish the run that has to train the tokenizer first, if there is one: the work of one process."""
-    if first is not None:
+    if first is None:
+        return
+    if isinstance(first, KMeansRunConfig):
+        fit_kmeans(first, resume=True, worker=worker.alone())
+    else:
         train_tokenizer(first, resume=True, worker=worker.alone())
-        worker.keep()
+    worker.keep()
 
 
 def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int]) -> Tokenizer:
@@ -59,13 +85,16 @@ def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int]) -> Tokenizer:
 
 
 def check_tokenizer(
-    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], objective: ObjectiveConfig
+    choice: TokenizerChoice, first: TokenizerRun | None, grid: tuple[int, int], objective: ObjectiveConfig
 ) -> None:
     """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
-    if choice.kind == "vqgan":
+    if choice.kind not in RUN_KINDS:
         require_path(choice)
     if first is not None:
-        check_size(first)
+        if isinstance(first, KMeansRunConfig):
+            check_kmeans(first)
+        else:
+            check_size(first)
         _check_place(Path(first.run))
     with torch.device("meta"):
         tokenizer = planned_tokenizer(choice, first)
@@ -76,14 +105,18 @@ def check_tokenizer(
         )
 
 
-def planned_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None) -> Tokenizer:
+def planned_tokenizer(choice: TokenizerChoice, first: TokenizerRun | None) -> Tokenizer:
     """A tokenizer of the sizes that a run will have, its weights not those of the run: for estimates.
 
     Raises RunError if nothing tells the sizes.
     """
-    if choice.kind == "vqgan":
-        return GumbelVQGAN(choice.vqgan)
-    return load_tokenizer(choice) if first is None else DiscreteVAE(first.model)
+    if choice.kind in KINDS:
+        has_file = choice.path is not None and choice.path != "random" and Path(choice.path).exists()
+        sizes = read_stored(choice, str(choice.path)).config if has_file else untold_sizes(choice)
+        return KINDS[choice.kind].build(sizes)
+    if first is None:
+        return load_tokenizer(choice)
+    return KMeansTokenizer(first.model).eval() if isinstance(first, KMeansRunConfig) else DiscreteVAE(first.model)
 
 
 def _check_place(path: Path) -> None:

@@ -81,16 +81,24 @@ class TokenizerConfig(RunConfig):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "TokenizerConfig":
-        unread = {
-            "data.masks_per_image": self.data.masks_per_image != 1,
-            "optim.accumulate": self.optim.accumulate != 1,
-            "compute.compile": self.compute.compile,
-            "compute.gradient_checkpointing": self.compute.gradient_checkpointing,
-        }
-        if any(unread.values()):
-            names = ", ".join(name for name, is_set in unread.items() if is_set)
-            raise ValueError(f"{names}: for pretraining only; a tokenizer run does not have it, so leave it out")
+        unread = unread_options(self.data, self.compute)
+        if self.optim.accumulate != 1:
+            unread.append("optim.accumulate")
+        if unread:
+            raise ValueError(
+                f"{', '.join(unread)}: for pretraining only; a tokenizer run does not have it, so leave it out"
+            )
         return self
+
+
+def unread_options(data: DataConfig, compute: ComputeConfig) -> list[str]:
+    """The options that are set although only pretraining reads them."""
+    is_set = {
+        "data.masks_per_image": data.masks_per_image != 1,
+        "compute.compile": compute.compile,
+        "compute.gradient_checkpointing": compute.gradient_checkpointing,
+    }
+    return [name for name, found in is_set.items() if found]
 
 
 def check_size(config: TokenizerConfig) -> None:
@@ -129,7 +137,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
     torch.manual_seed(config.seed)
     model = DiscreteVAE(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState.start(model, make_optimizer([model], config.optim), precision, teacher_of=None)
-    state.numbers["tokenizer"] = config.model.model_dump()
+    state.numbers |= {"kind": "dvae", "tokenizer": config.model.model_dump(), "interpolation": config.interpolation}
     warnings = [*source_notes(source), *run.go_on(state)]
     dataset = ViewDataset(
         source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)

@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.beit import Beit, RelativePositionBias
+from timm.models.beit import Attention, Beit, RelativePositionBias, gen_relative_position_index
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcbeit.config import Config
 from mcbeit.drop_path import DiceDropPath, throw, use_dice
-from mcbeit.relative_position import resize_table
+from mcbeit.relative_position import num_table_rows, resize_table
 
-SIZES = {  # dim, depth, heads; the MLP is 4 times as wide
+SIZES = {  # dim, depth, heads
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
@@ -30,9 +30,13 @@ class ModelConfig(Config):
     dim: int | None = Field(None, gt=0)
     depth: int | None = Field(None, gt=0)
     num_heads: int | None = Field(None, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)  # width of the MLP, in dims
     patch_size: int = Field(16, gt=0)
     # with sincos or learned, absolute positions are parameters too; sincos is what they start at
-    position: Literal["relative", "relative+sincos", "relative+learned"] = "relative"
+    position: Literal["relative", "relative+sincos", "relative+learned", "learned"] = "relative"
+    bias_tables: Literal["shared", "per-block"] = "shared"  # of relative positions: one for all blocks, or one each
+    # what the last norm is applied to: all tokens, or, in finetuned models, the mean of the patch tokens
+    final_norm: Literal["tokens", "pooled"] = "tokens"
     init: Literal["beit", "xavier"] = "beit"
     layer_scale: float = Field(0.1, ge=0)  # initial value; 0 = no layer scale
     drop_path: float = Field(0.1, ge=0, lt=1)  # rate of the last block, growing linearly from 0
@@ -42,6 +46,11 @@ class ModelConfig(Config):
         """dim, depth, num_heads, with the size's values filled in."""
         dim, depth, heads = SIZES[self.size]
         return self.dim or dim, self.depth or depth, self.num_heads or heads
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether attention has relative position bias tables."""
+        return self.position != "learned"
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> "ModelConfig":
@@ -54,8 +63,11 @@ class ModelConfig(Config):
 class VisionTransformer(Beit):
     """A BEiT backbone without head; parameter names are those of the official checkpoints and of timm.
 
-    `rel_pos_bias` is one table shared by all blocks, `norm` is the final LayerNorm over all tokens (eps 1e-6).
+    `rel_pos_bias` is one table shared by all blocks, `norm` is the final LayerNorm over all tokens (eps 1e-6). As
+    finetuned models have it, each block may have a table of its own, and `fc_norm` of the pooled tokens replace `norm`.
     """
+
+    rel_pos_bias: RelativePositionBias | None  # type: ignore[assignment]  # timm sets None too, but does not say so
 
     def __init__(self, config: ModelConfig, *, image_size: int) -> None:
         dim, depth, heads = config.shape
@@ -63,14 +75,16 @@ class VisionTransformer(Beit):
             img_size=image_size,
             patch_size=config.patch_size,
             num_classes=0,
-            global_pool="token",
+            global_pool="token" if config.final_norm == "tokens" else "avg",
             embed_dim=dim,
             depth=depth,
             num_heads=heads,
+            mlp_ratio=config.mlp_ratio,
             drop_path_rate=config.drop_path,
             init_values=config.layer_scale or None,
             use_abs_pos_emb=config.position != "relative",
-            use_shared_rel_pos_bias=True,
+            use_rel_pos_bias=config.is_relative and config.bias_tables == "per-block",
+            use_shared_rel_pos_bias=config.is_relative and config.bias_tables == "shared",
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         use_dice(self.blocks)
@@ -93,20 +107,27 @@ class VisionTransformer(Beit):
         mask: Bool[Tensor, "batch patch"] | None = None,
         dice: Float[Tensor, "batch die"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """All tokens after the final norm, the cls token first; masked patches are replaced by the mask token.
+        """All tokens after `norm`, the cls token first; masked patches are replaced by the mask token.
 
         The mask is applied before positions are added, so the network knows where it must predict. `dice`, uniform in
         [0, 1), decide in training which branches drop path leaves out.
         """
         throw(self.blocks, dice)
         tokens = self._embed(images, mask)
-        bias = self.rel_pos_bias()
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, shared_rel_pos_bias=bias, use_reentrant=False)
             else:
                 tokens = block(tokens, shared_rel_pos_bias=bias)
         return self.norm(tokens)
+
+    def pooled(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch dim"]:
+        """The mean of the patch tokens that `forward_tokens` gave, normed if the norm is that of pooled tokens.
+
+        The cls token is not in it: pretraining leaves it untrained.
+        """
+        return self.fc_norm(tokens[:, 1:].float().mean(dim=1))
 
     def _embed(self, images: Tensor, mask: Tensor | None) -> Tensor:
         tokens = self.patch_embed(images)
@@ -116,18 +137,40 @@ class VisionTransformer(Beit):
         return tokens if self.pos_embed is None else tokens + self.pos_embed
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
-        """Change the image size; the bias table is resized by the exact geometric rule (timm's is linear)."""
+        """Change the image size: `resize_table` and `resize_positions` are the official rules, which are not timm's."""
         if patch_size is not None:
             raise ValueError("the patch size of a trained backbone is fixed")
         old_grid = self.grid
         self.patch_embed.set_input_size(img_size=img_size)
-        if self.pos_embed is not None and self.grid != old_grid:
-            resized = resample_abs_pos_embed(self.pos_embed, new_size=self.grid, old_size=old_grid, num_prefix_tokens=1)
+        if self.grid == old_grid:
+            return
+        if self.pos_embed is not None:
+            resized = resize_positions(self.pos_embed, old_grid, self.grid)
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-        old_table = self.rel_pos_bias.relative_position_bias_table
-        table = resize_table(old_table, old_grid, self.grid)
-        self.rel_pos_bias = RelativePositionBias(self.grid, table.shape[1]).to(table.device)
-        self.rel_pos_bias.relative_position_bias_table = nn.Parameter(table, requires_grad=old_table.requires_grad)
+        if self.rel_pos_bias is not None:
+            old_table = self.rel_pos_bias.relative_position_bias_table
+            self.rel_pos_bias = RelativePositionBias(self.grid, old_table.shape[1]).to(old_table.device)
+            self.rel_pos_bias.relative_position_bias_table = _resized(old_table, old_grid, self.grid)
+        for attention in (module for module in self.blocks.modules() if isinstance(module, Attention)):
+            table = attention.relative_position_bias_table
+            if table is not None:
+                attention.relative_position_bias_table = _resized(table, old_grid, self.grid)
+                attention.window_size, attention.num_relative_distance = self.grid, num_table_rows(self.grid)
+                index = gen_relative_position_index(self.grid, device=table.device)
+                attention.register_buffer("relative_position_index", index, persistent=False)
+
+
+def resize_positions(
+    positions: Float[Tensor, "1 source dim"], source_grid: tuple[int, int], target_grid: tuple[int, int]
+) -> Float[Tensor, "1 target dim"]:
+    """Absolute positions for another patch grid: bicubic, not antialiased; the first is the cls token's and stays."""
+    return resample_abs_pos_embed(
+        positions, new_size=list(target_grid), old_size=list(source_grid), num_prefix_tokens=1, antialias=False
+    )
+
+
+def _resized(table: nn.Parameter, old_grid: tuple[int, int], grid: tuple[int, int]) -> nn.Parameter:
+    return nn.Parameter(resize_table(table, old_grid, grid), requires_grad=table.requires_grad)
 
 
 def initialise(model: VisionTransformer, config: ModelConfig) -> None:

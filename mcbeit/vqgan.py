@@ -1,6 +1,6 @@
-"""The encoder of Gumbel-VQGAN (Esser et al., 2021), the tokenizer of the published mc-BEiT runs.
+"""The encoders of VQGAN (Esser et al., 2021): Gumbel, the tokenizer of the published mc-BEiT runs, and nearest-code.
 
-Module names follow the public checkpoints (`encoder.*`, `quant_conv.*`, `quantize.proj.*`); the decoder is not needed.
+Module names follow the public checkpoints (`encoder.*`, `quant_conv.*`, `quantize.*`); the decoder is not needed.
 The default sizes are those of the public model with stride 8 and 8192 codes (26.3 M parameters up to `quant_conv`).
 """
 
@@ -10,11 +10,11 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mcbeit.config import Config
-from mcbeit.tokenizer import Tokenizer, flatten_cells
+from mcbeit.tokenizer import Tokenizer, distance_logits, flatten_cells
 
 
 class GumbelVQGANConfig(Config):
-    """The size of the encoder; the defaults are the public model's."""
+    """The size of an encoder of VQGAN, Gumbel or not; the defaults are the public Gumbel model's."""
 
     vocab_size: int = Field(8192, ge=2)
     embed_dim: int = Field(256, ge=1)
@@ -40,6 +40,27 @@ class GumbelVQGAN(Tokenizer):
     def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
         """The raw output of the projection: no Gumbel noise, no argmax."""
         return flatten_cells(self.quantize["proj"](self.quant_conv(self.encoder(images))))
+
+
+class NearestVQGAN(Tokenizer):
+    """Encoder, `quant_conv` and a codebook, of VQGANs that take the nearest code (EMA-VQ, VQ); input in [-1, 1].
+
+    The official mc-BEiT code has the sign of these logits wrong and so prefers the farthest code. Their scale is the
+    codebook's, and so is the default temperature of trained ones.
+    """
+
+    def __init__(self, config: GumbelVQGANConfig) -> None:
+        super().__init__()
+        self.vocab_size = config.vocab_size
+        self.stride = 2 ** (len(config.multipliers) - 1)
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
+        self.quantize = nn.ModuleDict({"embedding": nn.Embedding(config.vocab_size, config.embed_dim)})
+
+    def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+        """Minus the squared distance to each code."""
+        vectors = flatten_cells(self.quant_conv(self.encoder(images)))
+        return distance_logits(vectors, self.quantize.get_parameter("embedding.weight"))
 
 
 class Encoder(nn.Module):

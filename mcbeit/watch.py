@@ -7,10 +7,9 @@ from mcbeit.checkpoint import Checkpoint
 from mcbeit.data import Batch, Corrupt, CorruptImages, DataConfig, Key, check_readable
 from mcbeit.meter import StepResult
 from mcbeit.progress import Display
-from mcbeit.runfolder import RunFolder
+from mcbeit.runfolder import RunFolder, RunState
 from mcbeit.skips import SkippedSteps, count_in_a_row
 from mcbeit.sources import ImageSource
-from mcbeit.state import TrainingState
 from mcbeit.worker import Worker
 
 
@@ -21,7 +20,7 @@ class Watch:
         self,
         run: RunFolder,
         source: ImageSource,
-        state: TrainingState,
+        state: RunState,
         worker: Worker,
         *,
         data: DataConfig,

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from tiny import tokenizer_config, write_shapes
 
 from mcbeit import distributed
@@ -12,6 +14,7 @@ from mcbeit.cli.main import cli
 from mcbeit.config import PRESETS, dump, preset_names
 from mcbeit.errors import ConfigError
 from mcbeit.jobs import cost_lines, describe_job, load_job, run_job
+from mcbeit.kmeans_training import KMeansRunConfig
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 
@@ -27,6 +30,11 @@ def reduced(name: str, source: Path, folder: Path) -> list[str]:
     """Overrides that make one step of a preset cheap and leave its options as they are."""
     common = [f"data.source={source}", "data.num_workers=0", f"run={folder / 'run'}", "optim.steps=1"]
     common += ["optim.batch_size=8", "log.tensorboard=false"]
+    if isinstance(load_job(name, [NO_SOURCE]), KMeansRunConfig):
+        weights = folder / "network.safetensors"
+        save_file(timm.create_model("test_efficientnet").state_dict(), weights)
+        network = ["model.network=test_efficientnet", "model.vocab_size=8", "image_size=32"]
+        return [*common, *network, f"weights={weights}"]
     if isinstance(load_job(name, [NO_SOURCE]), TokenizerConfig):
         return [*common, "image_size=16", "model.stride=4", "model.vocab_size=16", "model.dim=16"]
     sizes = ["model.dim=32", "model.depth=2", "model.num_heads=2", "model.patch_size=4", "preprocess.image_size=16"]
@@ -75,10 +83,11 @@ def test_preset_mcbeit_base__costs_what_the_recipe_costs() -> None:
     assert "steps: 500,000 of 2048 images; 625 per epoch" in lines
 
 
-def test_load_job__knows_two_jobs(tmp_path: Path) -> None:
+def test_load_job__knows_three_jobs(tmp_path: Path) -> None:
     assert isinstance(load_job("demo"), PretrainConfig)
     assert isinstance(load_job("demo-tokenizer"), TokenizerConfig)
-    with pytest.raises(ConfigError, match="job must be pretrain or tokenizer, found 'serve'"):
+    assert isinstance(load_job("kmeans-tokenizer"), KMeansRunConfig)
+    with pytest.raises(ConfigError, match="job must be one of pretrain, tokenizer, kmeans-tokenizer, found 'serve'"):
         load_job("demo", ["job=serve"])
 
 

@@ -106,7 +106,10 @@ def test_model_config__sizes_and_what_overrides_them() -> None:
         ({"size": "huge"}, "size: input should be 'tiny', 'small', 'base' or 'large'"),
         ({"drop_path": 1.0}, "drop_path: input should be less than 1"),
         ({"layer_scale": -1}, "layer_scale: input should be greater than or equal to 0"),
-        ({"position": "absolute"}, "position: input should be 'relative', 'relative+sincos' or 'relative+learned'"),
+        (
+            {"position": "absolute"},
+            "position: input should be 'relative', 'relative+sincos', 'relative+learned' or 'learned'",
+        ),
     ],
 )
 def test_model_config__refuses_what_makes_no_sense(values: dict[str, Any], message: str) -> None:
@@ -174,7 +177,18 @@ def test_vision_transformer__starts_from_half_the_sincos_positions_and_none_for_
 # forward_tokens
 
 
-@pytest.mark.parametrize("options", [{}, {"position": "relative+learned"}, {"layer_scale": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"position": "relative+learned"},
+        {"layer_scale": 0.0},
+        {"position": "learned"},
+        {"bias_tables": "per-block"},
+        {"final_norm": "pooled"},
+        {"mlp_ratio": 2.5},
+    ],
+)
 def test_forward_tokens__without_a_mask_is_the_forward_of_timm(options: dict[str, Any]) -> None:
     model = make_vit(trained=True, **options)
     tokens = model.forward_tokens(make_images())
@@ -258,6 +272,36 @@ def test_set_input_size__to_a_rectangle() -> None:
     model.set_input_size((24, 12))
     assert model.grid == (6, 3)
     assert model.forward_tokens(make_images(24)[..., :12]).shape == (2, 19, 32)
+
+
+def test_set_input_size__resizes_the_tables_of_all_blocks() -> None:
+    model, shared = make_vit(16, trained=True, bias_tables="per-block"), make_vit(16, trained=True)
+    tables = [block.attn.relative_position_bias_table for block in model.blocks]
+    with torch.no_grad():  # one table everywhere: the function of a shared one
+        state = shared.state_dict()
+        one = state.pop("rel_pos_bias.relative_position_bias_table")
+        model.load_state_dict(state, strict=False)
+        for table in tables:
+            table.copy_(one)
+    for size in (24, (24, 12), 16):
+        model.set_input_size(size)
+        shared.set_input_size(size)
+        images = make_images(24)[:, :, : model.grid[0] * 4, : model.grid[1] * 4]
+        torch.testing.assert_close(model.forward_tokens(images), shared.forward_tokens(images), atol=1e-5, rtol=1e-5)
+
+
+def test_set_input_size__without_relative_positions() -> None:
+    model = make_vit(16, trained=True, position="learned")
+    assert model.rel_pos_bias is None
+    model.set_input_size(24)
+    assert model.forward_tokens(make_images(24)).shape == (2, 37, 32)
+
+
+def test_pooled__is_the_mean_of_patches_and_normed_in_finetuned_models() -> None:
+    plain, finetuned = make_vit(trained=True), make_vit(trained=True, final_norm="pooled")
+    tokens = torch.randn(2, 17, 32)
+    assert torch.equal(plain.pooled(tokens), tokens[:, 1:].mean(dim=1))
+    assert torch.equal(finetuned.pooled(tokens), finetuned.forward_head(tokens, pre_logits=True))
 
 
 @pytest.mark.parametrize("learns", [False, True])

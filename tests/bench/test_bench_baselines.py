@@ -67,14 +67,15 @@ def noise(size: int, channels: int) -> list[np.ndarray]:
 def test_random_backbone__is_the_backbone_before_step_0(finished: Path, shapes: Path) -> None:
     config = load_trained(finished).config
     before = build(config, open_source(str(shapes / "train"), "imagefolder")).model.backbone.state_dict()
-    found = random_backbone(config).state_dict()
+    found = random_backbone(config.model, config.preprocess.image_size, config.seed).state_dict()
     assert before.keys() == found.keys()
     assert all(torch.equal(before[name], found[name]) for name in before)
 
 
 def test_random_backbone__is_drawn_by_the_seed_and_draws_from_nobody(shapes: Path) -> None:
     state = torch.get_rng_state()
-    first, second = (random_backbone(labelled(shapes).model_copy(update={"seed": seed})) for seed in (0, 1))
+    config = labelled(shapes)
+    first, second = (random_backbone(config.model, config.preprocess.image_size, seed) for seed in (0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(first.patch_embed.proj.weight, second.patch_embed.proj.weight)
 

@@ -1,6 +1,7 @@
 """The parts of the page that are computed from the log and the config."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,10 @@ def test_facts__without_a_record_of_the_machine(run: Path, shapes: Path) -> None
     assert "commit" not in dict(facts(load_trained(run), [], source))
     (run / "env.json").unlink()
     assert "machine" not in dict(facts(load_trained(run), [], source))
+
+
+def test_facts__the_weights_that_a_run_started_from(finished: Path, shapes: Path) -> None:
+    run, source = load_trained(finished), open_source(str(shapes / "train"), "imagefolder")
+    assert "initial weights" not in dict(facts(run, [], source))
+    continued = replace(run, config=run.config.model_copy(update={"init": "checkpoint-799.pth"}))
+    assert dict(facts(continued, [], source))["initial weights"] == "checkpoint-799.pth"

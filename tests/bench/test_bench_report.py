@@ -7,15 +7,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from official import official_state
 from tiny import pretrain_config, write_shapes
 
 from mcbeit.bench.baselines import Comparison, Row, open_probe, pixel_features, random_backbone
-from mcbeit.bench.report import Report, plain_table, report
+from mcbeit.bench.report import Report, plain_table, report, report_model
 from mcbeit.bench.trained import load_trained
 from mcbeit.device import PRECISIONS
-from mcbeit.errors import DataError, RunError
+from mcbeit.errors import ConfigError, DataError, RunError, WeightsError
 from mcbeit.pretrain import pretrain
 from mcbeit.probe import knn_accuracy, linear_accuracy, mean_pooled, standardise
+from mcbeit.weight_conversion import convert_weights
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -67,7 +70,9 @@ def test_report__has_the_numbers_of_the_probe(reported: Path) -> None:
     probe = open_probe(trained.config)
     assert probe is not None
     sets = {"pixels": tuple(pixel_features(probe))}
-    for name, backbone in (("random", random_backbone(trained.config)), ("pretrained", trained.backbone)):
+    config = trained.config
+    random = random_backbone(config.model, config.preprocess.image_size, config.seed)
+    for name, backbone in (("random", random), ("pretrained", trained.backbone)):
         pooled = (
             mean_pooled(backbone, s.pixels, trained.config.preprocess, PRECISIONS["fp32"])
             for s in (probe.gallery, probe.queries)
@@ -271,3 +276,56 @@ def test_report__escapes_names(tmp_path: Path, shapes: Path) -> None:
     assert page.tags["i"] == 2 * 3 * 6  # the marks of the neighbours
     assert "<b onload='x'>" in page.text
     assert "<i>run" in page.text
+
+
+# weights without a run
+
+
+def images(shapes: Path) -> list[str]:
+    return [f"data.source={shapes / 'train'}", "data.kind=imagefolder", f"eval.queries={shapes / 'val'}"]
+
+
+def test_report_model__of_weights_has_the_numbers_of_their_run(
+    run: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert_weights(run, tmp_path / "w.safetensors", "mcbeit")
+    found, own = report_model(str(tmp_path / "w.safetensors"), images(shapes)), report_model(str(run))
+    assert found.comparison is not None
+    assert own.comparison is not None
+    assert found.comparison.row("pretrained") == own.comparison.row("pretrained")
+    assert found.comparison.row("pixels") == own.comparison.row("pixels")
+    assert found.page is None
+    assert [row[0] for row in found.table[1:]] == ["raw pixels", "random backbone", "pretrained"]
+    assert found.notes[-1].startswith("weights: ")
+    step = next((run / "checkpoints").glob("step-*"))
+    assert report_model(str(step), images(shapes)).page is None
+
+
+def test_report_model__of_an_official_checkpoint_tells_what_it_assumes(shapes: Path, tmp_path: Path) -> None:
+    torch.save({"module": official_state("finetune")}, tmp_path / "w.pt")
+    found = report_model(str(tmp_path / "w.pt"), images(shapes))
+    assert found.comparison is not None
+    assert found.comparison.row("pretrained").dim == 32
+    assert found.notes[-1].startswith("the file does not tell its normalisation; used: mean [0.485, 0.456, 0.406]")
+
+
+def test_report_model__without_labels_or_images(shapes: Path, tmp_path: Path) -> None:
+    file = str(tmp_path / "w.pth")
+    torch.save(official_state("pretrain"), file)
+    assert report_model(file, [f"data.source={shapes / 'train'}"]).comparison is None
+    with pytest.raises(DataError, match=r"data\.source is not set"):
+        report_model(file)
+    with pytest.raises(ConfigError, match="unknown key 'model'"):
+        report_model(file, [*images(shapes), "model.size=tiny"])
+    with pytest.raises(WeightsError, match="there are no weights at"):
+        report_model(str(tmp_path / "typo.pth"), images(shapes))
+
+
+def test_report_model__a_run_may_have_a_dot_in_its_name(run: Path) -> None:
+    dotted = run.rename(run.with_name("demo.v2"))
+    assert report_model(str(dotted)).page == dotted / "report.html"
+
+
+def test_report_model__a_run_keeps_its_images(run: Path, shapes: Path) -> None:
+    with pytest.raises(ConfigError, match="is judged on its own images; leave data"):
+        report_model(str(run), images(shapes))

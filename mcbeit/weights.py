@@ -1,0 +1,316 @@
+"""Weights of a backbone from anywhere, with an account of every key.
+
+    loaded = load_backbone("checkpoint-799.pth")    # or a run folder, a .safetensors file, timm:NAME
+    print(loaded.account.summary())
+    tokens = loaded.model.forward_tokens(images)
+
+`read_weights` opens a source and brings its tensors under the names that the official code, timm and we share;
+`fit_backbone` makes of them what a backbone of a given config and image size takes.
+"""
+
+import copy
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from timm.models.beit import gen_relative_position_index
+from torch import Tensor
+
+from mcbeit.errors import WeightsError
+from mcbeit.preprocess import Preprocess
+from mcbeit.relative_position import resize_table
+from mcbeit.vit import ModelConfig, VisionTransformer, resize_positions
+from mcbeit.weight_account import Account, some
+from mcbeit.weight_architecture import (
+    BLOCK_TABLE,
+    CLASSIFIER,
+    SHARED_TABLE,
+    VOCABULARY_HEAD,
+    check_shapes,
+    has_one_table,
+    infer_model,
+    model_shapes,
+)
+from mcbeit.weight_files import StoredWeights, open_weights
+
+Layout = Literal["mcbeit", "timm", "official-pretrain", "official-finetune"]
+LAYOUTS: tuple[Layout, ...] = ("mcbeit", "timm", "official-pretrain", "official-finetune")
+INDEX = "relative_position_index"
+HEADS = {
+    **dict.fromkeys(VOCABULARY_HEAD, "vocabulary head, which is no part of a backbone"),
+    **dict.fromkeys(CLASSIFIER, "classifier, which is no part of a backbone"),
+}
+IGNORED = {  # what a backbone may have no use for
+    **HEADS,
+    **dict.fromkeys(("fc_norm.weight", "fc_norm.bias"), "norm of pooled tokens, where this model norms every token"),
+    **dict.fromkeys(("norm.weight", "norm.bias"), "norm of every token, where this model norms pooled ones"),
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by the names of the official code, in the dtype of the file, and what model they are."""
+
+    origin: str
+    layout: Layout
+    container: str  # the entries of the file that led to them
+    tensors: dict[str, Tensor]
+    keys: dict[str, str]  # name -> key of the file
+    account: Account  # of what reading made of the keys; complete once `fit_backbone` has added its part
+    model: ModelConfig
+    image_size: int  # pixels
+    preprocess: Preprocess | None  # None: the file does not tell
+    path: Path | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and row."""
+        side = self.image_size // self.model.patch_size
+        return side, side
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Codes of the vocabulary head, if there is one."""
+        return len(self.tensors["lm_head.bias"]) if "lm_head.bias" in self.tensors else None
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the classifier, if there is one."""
+        return len(self.tensors["head.bias"]) if "head.bias" in self.tensors else None
+
+    def resized(self, image_size: int) -> "Weights":
+        """The same weights for another image size. Raises WeightsError unless it is a whole number of patches."""
+        patch, old = self.model.patch_size, self.grid
+        if image_size % patch:
+            raise WeightsError(f"image size {image_size} is no multiple of {patch}, the patch size of '{self.origin}'")
+        new = (image_size // patch, image_size // patch)
+        if new == old:
+            return self
+        tensors, account = dict(self.tensors), copy.deepcopy(self.account)
+        sizes = f"{old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
+        for name, value in tensors.items():
+            if name == SHARED_TABLE or name.endswith(f".{BLOCK_TABLE}"):
+                tensors[name] = resize_table(value, old, new)
+                account.note(self.keys[name], "resized", f"bias table, {sizes} on a geometric progression")
+            elif name == "pos_embed":
+                tensors[name] = resize_positions(value, old, new)
+                account.note(self.keys[name], "resized", f"positions, {sizes}, bicubic")
+        return replace(self, tensors=tensors, account=account, image_size=image_size)
+
+    def with_tables(self, kind: Literal["shared", "per-block"]) -> "Weights":
+        """The same function with one bias table for all blocks, or with one in each.
+
+        Raises WeightsError if the blocks have different tables, which one table cannot say.
+        """
+        if not self.model.is_relative or self.model.bias_tables == kind:
+            return self
+        tensors, keys, account = dict(self.tensors), dict(self.keys), copy.deepcopy(self.account)
+        depth = self.model.shape[1]
+        names = [f"blocks.{i}.{BLOCK_TABLE}" for i in range(depth)]
+        if kind == "per-block":
+            table, key = tensors.pop(SHARED_TABLE), keys.pop(SHARED_TABLE)
+            tensors |= {name: table.clone() for name in names}
+            keys |= dict.fromkeys(names, key)
+            account.note(key, "converted", f"shared table, copied to {depth} blocks")
+        else:
+            if not has_one_table(tensors, depth):
+                raise WeightsError(
+                    f"the {depth} blocks of '{self.origin}' have bias tables of their own, which differ: they do not "
+                    "fit into one shared table. Keep them per block"
+                )
+            for name in names:
+                tensors[SHARED_TABLE], keys[SHARED_TABLE] = tensors.pop(name), keys.pop(name)
+                account.note(keys[SHARED_TABLE], "converted", f"the same table in {depth} blocks, now shared")
+        model = self.model.model_copy(update={"bias_tables": kind})
+        return replace(self, tensors=tensors, keys=keys, account=account, model=model)
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A backbone with trained weights, in evaluation mode, and what is known of it."""
+
+    model: VisionTransformer
+    config: ModelConfig
+    image_size: int  # pixels
+    preprocess: Preprocess | None  # what it was trained on, at its own size; None: the file does not tell
+    account: Account
+
+
+def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights:
+    """Read a run folder, a .safetensors file, a checkpoint of the official code, or timm:NAME.
+
+    `num_heads` counts where the file does not tell it. Raises WeightsError that names every key that is unknown,
+    missing, of another size than the others demand, or not finite.
+    """
+    stored = open_weights(source)
+    account = Account(stored.origin, (*stored.tensors, *stored.beside))
+    for key, why in stored.beside.items():
+        account.note(key, "ignored", why)
+    names = stored.names()
+    tensors, keys = _take(stored, names, account)
+    if stored.known.model is not None and stored.known.image_size is not None:
+        model, image_size = stored.known.model, stored.known.image_size
+    else:
+        model, image_size = infer_model(tensors, stored.origin, num_heads=num_heads)
+    preprocess = stored.known.preprocess
+    known = model_shapes(model, image_size).keys() | HEADS.keys()
+    account.refuse(keys[name] for name in tensors if name not in known)
+    check_shapes(tensors, model, image_size, stored.origin)
+    weights = Weights(
+        origin=stored.origin,
+        layout=detect_layout(stored, names),
+        container=stored.container,
+        tensors=tensors,
+        keys=keys,
+        account=account,
+        model=model,
+        image_size=image_size,
+        preprocess=preprocess and preprocess.model_copy(update={"image_size": image_size}),
+        path=stored.path,
+    )
+    _check_indices(stored, names, weights.grid)
+    return weights
+
+
+def load_backbone(
+    source: str | Path,
+    *,
+    image_size: int | None = None,
+    config: ModelConfig | None = None,
+    num_heads: int | None = None,
+) -> LoadedBackbone:
+    """The backbone of a source in evaluation mode, in float32, at its own image size or at another one.
+
+    `config` is the model that the weights should fit, by default their own. Raises WeightsError as `read_weights` and
+    `fit_backbone` do.
+    """
+    weights = read_weights(source, num_heads=num_heads)
+    config, image_size = config or weights.model, image_size or weights.image_size
+    state, account = fit_backbone(weights, config, image_size)
+    model = _hollow(config, image_size)
+    model.load_state_dict(state, assign=True)
+    return LoadedBackbone(model.eval(), config, image_size, weights.preprocess, account)
+
+
+def fit_backbone(
+    weights: Weights, config: ModelConfig, image_size: int, *, heads: Collection[str] = ()
+) -> tuple[dict[str, Tensor], Account]:
+    """The state dict of a backbone of `config`, in float32 and memory of its own, and the account of the keys.
+
+    `heads` names tensors that the caller takes too, as lm_head.weight. Where the file has no mask token or the other
+    kind of final norm, they start anew. Raises WeightsError with every tensor that the model has and the file has not,
+    or the other way round.
+    """
+    weights, account = plan_backbone(weights, config, image_size, heads=heads)
+    fresh = {name: value for name, (value, _) in _fresh(config.shape[0]).items() if name in account.fresh}
+    taken = [name for name, key in weights.keys.items() if account.entries[key].fate != "ignored"]
+    return {name: weights.tensors[name].to(torch.float32, copy=True) for name in taken} | fresh, account
+
+
+def plan_backbone(
+    weights: Weights, config: ModelConfig, image_size: int, *, heads: Collection[str] = ()
+) -> tuple[Weights, Account]:
+    """The weights with the tables and the size of a backbone, and what `fit_backbone` will make of every key."""
+    weights = weights.with_tables(config.bias_tables).resized(image_size)
+    account, shapes = copy.deepcopy(weights.account), model_shapes(config, image_size)
+    for name, (_, why) in _fresh(config.shape[0]).items():
+        if name in shapes and name not in weights.tensors:
+            account.fresh[name] = why
+    for name, value in weights.tensors.items():
+        if name in shapes or name in heads:
+            account.note(weights.keys[name], *_casting(value))
+        elif name in IGNORED:
+            account.note(weights.keys[name], "ignored", IGNORED[name])
+    _check_fits(weights, shapes, account)
+    return weights, account
+
+
+def detect_layout(stored: StoredWeights, names: Collection[str]) -> Layout:
+    """Whose layout the names of a file are. timm's and that of finetuned models differ by index buffers only."""
+    if stored.is_ours:
+        return "mcbeit"
+    has_index = any(name.endswith(INDEX) for name in names)
+    is_official = has_index or stored.is_pickle
+    if "lm_head.weight" in names or "mask_token" in names or (SHARED_TABLE in names and is_official):
+        return "official-pretrain"
+    return "official-finetune" if is_official else "timm"
+
+
+def _take(stored: StoredWeights, names: dict[str, str], account: Account) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, and their keys: without index buffers, with a whole bias of qkv in its parts."""
+    tensors: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
+    for name, key in names.items():
+        value = stored.tensors[key]
+        if name.endswith(INDEX):
+            account.note(key, "ignored", "index buffer, computed anew")
+        elif name.endswith(".attn.qkv.bias") and value.ndim == 1 and len(value) % 3 == 0:
+            query, middle, last = value.chunk(3)
+            stem = name.removesuffix("qkv.bias")
+            if doubled := sorted({f"{stem}q_bias", f"{stem}v_bias"} & names.keys()):
+                raise WeightsError(f"'{stored.origin}' has '{key}' and also {some(doubled)}; keep one of the two forms")
+            tensors |= {f"{stem}q_bias": query, f"{stem}v_bias": last}
+            keys |= {f"{stem}q_bias": key, f"{stem}v_bias": key}
+            account.note(key, "converted", "split; " + ("the keys' part is zero" if not middle.any() else KEY_BIAS))
+        else:
+            tensors[name], keys[name] = value, key
+    return tensors, keys
+
+
+KEY_BIAS = "the keys' part is left out: it adds the same to all scores of a query, which softmax takes away"
+
+
+def _check_indices(stored: StoredWeights, names: dict[str, str], grid: tuple[int, int]) -> None:
+    """Raises WeightsError if an index buffer is not that of the rule: the bias tables would mean something else."""
+    wanted = gen_relative_position_index(grid)
+    indices = [key for name, key in names.items() if name.endswith(INDEX)]
+    if other := [key for key in indices if not torch.equal(stored.tensors[key].long(), wanted)]:
+        raise WeightsError(
+            f"'{stored.origin}' reads its bias tables in another order than BEiT does on {grid[0]} x {grid[1]} "
+            f"patches: {some(other)}"
+        )
+
+
+def _casting(value: Tensor) -> tuple[Literal["loaded", "converted"], str]:
+    if value.dtype == torch.float32:
+        return "loaded", ""
+    return "converted", f"{str(value.dtype).removeprefix('torch.')} to float32"
+
+
+def _fresh(dim: int) -> dict[str, tuple[Tensor, str]]:
+    """What a file may lack: the value that it starts from, and why it may be missing."""
+    zeros, ones = torch.zeros(dim), torch.ones(dim)
+    other = "the file has the other kind of final norm"
+    return {
+        "mask_token": (torch.zeros(1, 1, dim), "the file has none, only masked images need it"),
+        **{f"{norm}.weight": (ones.clone(), other) for norm in ("norm", "fc_norm")},
+        **{f"{norm}.bias": (zeros.clone(), other) for norm in ("norm", "fc_norm")},
+    }
+
+
+def _check_fits(weights: Weights, shapes: Mapping[str, tuple[int, ...]], account: Account) -> None:
+    tensors = weights.tensors
+    missing = [name for name in shapes if name not in tensors and name not in account.fresh]
+    surplus = [name for name in tensors if name not in shapes and name not in IGNORED]
+    wrong = [
+        f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    told = (("lacks", missing), ("has too much:", surplus), ("has other sizes:", wrong))
+    if complaints := [f"it {verb} {some(names)}" for verb, names in told if names]:
+        raise WeightsError(f"'{weights.origin}' does not fit the model: {'; '.join(complaints)}")
+    account.check_complete()
+
+
+def _hollow(config: ModelConfig, image_size: int) -> VisionTransformer:
+    """A backbone without numbers: drawing those of ViT-L, only to replace them, takes many seconds."""
+    with torch.device("meta"):
+        model = VisionTransformer(config, image_size=image_size)
+    for module in model.modules():
+        for name, like in list(module.named_buffers(recurse=False)):
+            value = gen_relative_position_index(model.grid) if name == INDEX else torch.zeros(like.shape)
+            module.register_buffer(name, value, persistent=False)
+    return model
