@@ -31,9 +31,10 @@ def command(
     mcbeit train runs/demo/config.yaml run=runs/again   repeat a run
     mcbeit train demo --workers 2                       two processes under Ray Train
     """
-    from mcbeit.distributed import Scale, launch
+    from mcbeit.distributed import launch, speaks
     from mcbeit.errors import ConfigError, Interrupted
     from mcbeit.jobs import describe_job, load_job
+    from mcbeit.ray_cluster import Scale
 
     config = load_job(preset, assignments)
     if print_config:
@@ -45,11 +46,13 @@ def command(
     try:
         summary = launch(config, resume=resume, scale=scale)
     except Interrupted as stopped:
-        click.echo(str(stopped), err=True)
+        if speaks():
+            click.echo(str(stopped), err=True)
         sys.exit(128 + (stopped.signal or signal.SIGINT))
     except KeyboardInterrupt:
         click.echo(
             f"stopped; go on from the last checkpoint of {config.run} with the same command and --resume", err=True
         )
         raise
-    click.echo(f"{config.run}: complete after {summary['step'] + 1:,} steps, loss {summary['loss']:.4f}")
+    if speaks():
+        click.echo(f"{config.run}: complete after {summary['step'] + 1:,} steps, loss {summary['loss']:.4f}")

@@ -7,7 +7,7 @@ far from all centres. On a CPU the result depends on the seed only; a GPU adds i
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,22 +15,23 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from mcbeit.augment import CropConfig, View, normalise
+from mcbeit.augment import CropConfig, normalise
 from mcbeit.clustering import KMeansState, fit_step, revive, spread_centres
 from mcbeit.config import Config, UserPath
-from mcbeit.data import DataConfig, Key, ViewDataset, auto_workers, batch_keys, check_readable, make_loader
-from mcbeit.device import ComputeConfig, choose_device, thread_limit
+from mcbeit.data import DataConfig, ViewDataset, auto_workers, batch_keys, check_readable, make_loader
+from mcbeit.device import ComputeConfig, choose_device
 from mcbeit.errors import ConfigError, RunError
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
 from mcbeit.meter import Meter, is_due, status_line
+from mcbeit.metric_log import MetricLog
 from mcbeit.network_weights import PACKAGED, PACKAGED_MEAN, PACKAGED_STD, load_network, read_network
 from mcbeit.optim import DurationConfig, steps_per_epoch
 from mcbeit.preprocess import Interpolation
-from mcbeit.runfolder import MetricLog, RunConfig, open_run
+from mcbeit.runfolder import RunConfig, open_run
 from mcbeit.sources import open_source, source_notes
-from mcbeit.storage import is_remote, place_of
 from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
+from mcbeit.tokenizer_data import crop_dataset, crop_keys, crop_loader
 from mcbeit.tokenizer_training import DEFAULT_PERPLEXITY, NUM_CALIBRATED, NUM_JUDGED, unread_options
 from mcbeit.watch import Watch
 from mcbeit.worker import Worker
@@ -87,12 +88,9 @@ def fit_kmeans(config: KMeansRunConfig, *, resume: bool = False, worker: Worker 
     Raises ConfigError, DataError, RunError or WeightsError, before any work where it can be known, and Interrupted if
     it was asked to stop. It is the work of one process.
     """
-    worker = worker or Worker()
-    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place, torch.no_grad():
-        if not is_remote(config.run):
-            return _fit(config, resume=resume, worker=worker)
-        here = config.model_copy(update={"run": str(place.path)})
-        return _fit(here, resume=resume, worker=worker.placed(place))
+    at_work = (worker or Worker()).at_work(config.run, threads=config.compute.threads)
+    with at_work as (here, folder), torch.no_grad():
+        return _fit(config.model_copy(update={"run": folder}), resume=resume, worker=here)
 
 
 def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
@@ -111,22 +109,9 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
     state = start(config, device)
     model = state.model
     warnings = [*source_notes(source), *run.go_on(state)]
-    dataset = ViewDataset(
-        source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)
-    )
+    dataset = crop_dataset(config, source)
     if state.step == 0:
         place_centres(model, dataset, config, device)
-
-    def keys(steps: range) -> Iterator[list[Key]]:
-        return batch_keys(len(source), config.optim.batch_size, config.seed, steps)
-
-    loader = make_loader(
-        dataset,
-        keys(range(state.step, total)),
-        config.optim.batch_size,
-        num_workers=auto_workers(config.data),
-        pin=device.type == "cuda",
-    )
     watch = Watch(
         run,
         source,
@@ -134,7 +119,7 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
         worker,
         data=config.data,
         max_skipped=config.optim.max_skipped_steps,
-        keys_of=lambda step: next(keys(range(step, step + 1))),
+        keys_of=lambda step: next(crop_keys(config, source, range(step, step + 1))),
     )
     meter = Meter(device)
     worker.began(state.step)
@@ -146,7 +131,7 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
         )
         for warning in warnings:
             display.warn(warning)
-        for batch in loader:
+        for batch in crop_loader(config, dataset, range(state.step, total), device):
             flags = watch.flags(batch)
             step = state.step
             features = patch_features(model, batch.to(device).views[0])
@@ -183,8 +168,7 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
         )
         if (told := complaint(found, model.vocab_size)) is not None:
             display.warn(told)
-        if watch.num_corrupt:
-            display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
+        watch.tell_corrupt(display)
     summary = run.finish(state.numbers)
     worker.keep()
     return summary

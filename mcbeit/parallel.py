@@ -24,9 +24,14 @@ def shard_parameters(model: nn.Module, blocks: nn.ModuleList, group: Group, devi
     fully_shard(model, mesh=mesh)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this worker has only a part of the model's parameters."""
+    return isinstance(model, FSDPModule)
+
+
 def replicate(model: nn.Module, group: Group, device: torch.device) -> nn.Module:
     """The model as it is to be called: with DDP around it, if there are other workers and it is not sharded."""
-    if group.size == 1 or isinstance(model, FSDPModule):
+    if group.size == 1 or is_sharded(model):
         return model
     ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from mcbeit.agreement import NO_FLAGS, Flags, agree
 from mcbeit.augment import normalise
 from mcbeit.data import Batch, Key, auto_workers, batch_keys, make_loader
-from mcbeit.device import matmul_peak, thread_limit
+from mcbeit.device import matmul_peak
 from mcbeit.initial_weights import check_init
 from mcbeit.loss import Codes
 from mcbeit.masked import Prediction, measure, summarise
 from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
+from mcbeit.metric_log import MetricLog
 from mcbeit.optim import crops_per_step, steps_per_epoch
 from mcbeit.parallel import gradients_stay_here
 from mcbeit.pretrain_setup import (
@@ -36,9 +37,8 @@ from mcbeit.pretrain_setup import (
     with_model,
 )
 from mcbeit.probe import OnlineProbe
-from mcbeit.runfolder import MetricLog, RunFolder, open_run
+from mcbeit.runfolder import RunFolder, open_run
 from mcbeit.sources import ImageSource, open_source, source_notes
-from mcbeit.storage import place_of
 from mcbeit.tokenizer_plan import check_tokenizer, with_path
 from mcbeit.vit import VisionTransformer
 from mcbeit.watch import Watch
@@ -51,10 +51,8 @@ def pretrain(config: PretrainConfig, *, resume: bool = False, worker: Worker | N
     Raises ConfigError, DataError or RunError, before any work where it can be known, and Interrupted if it was asked to
     stop. Every process of a group calls it, each with its own `worker`.
     """
-    worker = worker or Worker()
-    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place:
-        here = config.model_copy(update={"run": str(place.path)})
-        return _pretrain(here, resume=resume, worker=worker.placed(place))
+    with (worker or Worker()).at_work(config.run, threads=config.compute.threads) as (here, folder):
+        return _pretrain(config.model_copy(update={"run": folder}), resume=resume, worker=here)
 
 
 def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
@@ -123,8 +121,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[s
             if watch.wants_stop:
                 watch.save()
                 raise worker.interrupted(config.run, state.step)
-        if watch.num_corrupt:
-            display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
+        watch.tell_corrupt(display)
     summary = group.first(lambda: run.finish(state.numbers))
     group.first(worker.keep)
     return summary

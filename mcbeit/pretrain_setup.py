@@ -20,7 +20,7 @@ from mcbeit.initial_weights import has_begun, model_for, start_from
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig
 from mcbeit.masking import MaskConfig, num_masked
 from mcbeit.optim import OptimConfig, make_optimizer
-from mcbeit.parallel import replicate, shard_parameters, whole
+from mcbeit.parallel import is_sharded, replicate, shard_parameters, whole
 from mcbeit.preprocess import Preprocess
 from mcbeit.probe import EvalConfig
 from mcbeit.runfolder import RunConfig
@@ -102,7 +102,7 @@ class Pretraining:
 
     def whole_backbone(self) -> VisionTransformer:
         """The backbone with all of its parameters; all workers must ask for it."""
-        if self.config.compute.shard == "none":
+        if not is_sharded(self.model):
             return self.model.backbone
         found = {name: whole(tensor) for name, tensor in self.model.backbone.state_dict().items()}
         backbone = VisionTransformer(self.config.model, image_size=self.config.preprocess.image_size).to(self.device)
@@ -125,7 +125,9 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
     start = group.each(lambda: initial_weights(config, model))
-    if config.compute.shard == "fsdp":
+    if config.compute.shard == "fsdp" and group.size > 1:
+        if precision.scales_loss:
+            raise ConfigError("compute.shard=fsdp does not go with fp16; set compute.precision to bf16 or fp32")
         shard_parameters(model, backbone.blocks, group, device)
     optimizer = make_optimizer([model], config.optim)
     state = TrainingState.start(

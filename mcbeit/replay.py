@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import torch
 
 from mcbeit.config import load
-from mcbeit.data import Batch
+from mcbeit.data import Batch, check_readable
 from mcbeit.errors import RunError
+from mcbeit.initial_weights import start_from
 from mcbeit.optim import steps_per_epoch
 from mcbeit.pretrain import batches, predict, split, train_step
 from mcbeit.pretrain_setup import PretrainConfig, Pretraining, build
@@ -54,10 +55,11 @@ def replay(run: Path, step: int | None = None) -> Replay:
         raise RunError(f"--step {step} is not a step of '{run}'; it has the steps 0 to {total - 1}")
     parts = build(config, source)
     from_step = _go_to(parts, folder, step)
-    *before, last = batches(parts, source, range(from_step, step + 1))
-    for i, batch in enumerate(before):
-        train_step(parts, batch.to(parts.device), config.optim.lr_at(from_step + i, per_epoch), measured=False)
-    return _look(parts, source, last.to(parts.device), step, from_step)
+    for at, batch in zip(range(from_step, step + 1), batches(parts, source, range(from_step, step + 1)), strict=True):
+        here = check_readable(batch, source).to(parts.device)
+        if at < step:
+            train_step(parts, here, config.optim.lr_at(at, per_epoch), measured=False)
+    return _look(parts, source, here, step, from_step)
 
 
 def _go_to(parts: Pretraining, folder: RunFolder, step: int) -> int:
@@ -65,6 +67,8 @@ def _go_to(parts: Pretraining, folder: RunFolder, step: int) -> int:
     earlier = [found for found in folder.checkpoints.steps() if found <= step]
     if earlier:
         parts.state.restore(folder.checkpoints.load(earlier[-1]))
+    elif (init := parts.config.init) is not None:
+        start_from(init, parts.model, parts.config.model, parts.config.preprocess)
     return parts.state.step
 
 

@@ -85,7 +85,7 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line of measurements."""
-        with _writing("a line of measurements", self.path):
+        with writing("a line of measurements", self.path):
             _append(self.metrics_file, record)
 
     def records(self) -> list[dict[str, Any]]:
@@ -94,9 +94,9 @@ class RunFolder:
 
     def record_skip(self, record: Mapping[str, Any]) -> None:
         """Note a step that was skipped; the checkpoint that it can be repeated from is kept."""
-        with _writing("the note of a skipped step", self.path):
+        with writing("the note of a skipped step", self.path):
             _append(self.skipped_file, record)
-        self.checkpoints.keep_base(record["step"])
+            self.checkpoints.keep_base(record["step"])
 
     def skipped_steps(self) -> list[dict[str, Any]]:
         """The notes of all skipped steps."""
@@ -107,7 +107,8 @@ class RunFolder:
         for file in (self.metrics_file, self.skipped_file):
             kept = [record for record in _read_lines(file) if record["step"] < step]
             if kept or file.exists() or file == self.metrics_file:
-                write_bytes(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+                with writing(f"'{file.name}'", self.path):
+                    write_bytes(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def go_on(self, state: RunState, group: Group = ALONE) -> list[str]:
         """Bring `state` to the newest checkpoint that can be read, if there is one, and forget what was measured since.
@@ -123,8 +124,13 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, and remove what is no longer kept. Raises RunError if the disk does not take it."""
-        with _writing(f"the checkpoint of step {checkpoint.step}", self.path):
+        with writing(f"the checkpoint of step {checkpoint.step}", self.path):
             self.checkpoints.save(checkpoint)
+
+    def mark_best(self, step: int, metric: str, value: float) -> None:
+        """Note that the checkpoint of a step is the best so far."""
+        with writing("the note of the best checkpoint", self.path):
+            self.checkpoints.mark_best(step, metric, value)
 
     def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
@@ -132,7 +138,8 @@ class RunFolder:
         for record in self.records():
             last |= record
         summary = {**last, **numbers, "best": self.checkpoints.best()}
-        write_json(self.path / "summary.json", summary)
+        with writing("the summary", self.path):
+            write_json(self.path / "summary.json", summary)
         return summary
 
     def has_begun(self) -> bool:
@@ -142,36 +149,6 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a complete run, else None."""
         return read_summary(self.path)
-
-
-class MetricLog:
-    """Where measurements go: metrics.jsonl and, if asked for, TensorBoard. A context manager."""
-
-    def __init__(self, run: RunFolder, config: LogConfig, group: Group = ALONE) -> None:
-        self.run, self.is_silent, self._board = run, not group.is_first, None
-        if config.tensorboard and not self.is_silent:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # a resumed run takes back what it will write again
-            last = max((record["step"] for record in run.records()), default=-1)
-            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=last + 1)
-
-    def __enter__(self) -> "MetricLog":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._board is not None:
-            self._board.close()
-
-    def write(self, record: Mapping[str, float | int]) -> None:
-        """Add one line of measurements; `step` is the step that it belongs to. Only the first worker's is kept."""
-        if self.is_silent:
-            return
-        self.run.append(record)
-        if self._board is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, int(record["step"]))
 
 
 def open_run(config: RunConfig, source: ImageSource, *, resume: bool, named: Callable[[str], str] = str) -> RunFolder:
@@ -211,7 +188,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def _writing(thing: str, path: Path) -> Iterator[None]:
+def writing(thing: str, path: Path) -> Iterator[None]:
     """Raise RunError if the disk does not take it."""
     try:
         yield

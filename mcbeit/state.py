@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mcbeit.checkpoint import (
     Checkpoint,
@@ -17,7 +16,7 @@ from mcbeit.checkpoint import (
     random_tensors,
 )
 from mcbeit.device import Precision
-from mcbeit.parallel import placed_like, whole
+from mcbeit.parallel import is_sharded, placed_like, whole
 
 
 class Applied(NamedTuple):
@@ -71,15 +70,11 @@ class TrainingState:
     def _step_unless(self, skipped: Bool[Tensor, ""]) -> None:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
-        elif self.optimizer.defaults["fused"] and not self._is_sharded:  # asks its own flag, on the device
+        elif self.optimizer.defaults["fused"] and not is_sharded(self.model):  # asks its own flag, on the device
             self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not bool(skipped):
             self.optimizer.step()
-
-    @property
-    def _is_sharded(self) -> bool:
-        return isinstance(next(self.model.parameters()), DTensor)
 
     @torch.no_grad()
     def update_teacher(self, student: nn.Module, decay: float) -> None:

@@ -1,6 +1,8 @@
 """Stopping on request: the first SIGINT or SIGTERM asks for a checkpoint and an orderly end, the second ends it."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._pid = os.getpid()
 
     def __call__(self) -> bool:
         """Whether a stop is asked for."""
@@ -33,8 +36,11 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a loader process, which ends with this one
+            return
         if self.signal is None:
             self.signal = number
+            os.write(sys.stderr.fileno(), b"stopping: the next step is saved; a second signal does not wait for it\n")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

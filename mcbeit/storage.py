@@ -6,13 +6,13 @@ of pyarrow: s3://, gs://, hdfs://, with options such as ?region=... or ?endpoint
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mcbeit.errors import McbeitError, RunError
+from mcbeit.temporary import temporary_folder
 
 LAST = "manifest.json"  # tells that all files beside it are there
 
@@ -20,6 +20,24 @@ LAST = "manifest.json"  # tells that all files beside it are there
 def is_remote(location: str) -> bool:
     """Whether it is a URI, and no path."""
     return "://" in location
+
+
+def beside(location: str, suffix: str) -> str:
+    """The location whose last name has a suffix: of a URI the options stay."""
+    if not is_remote(location):
+        return f"{location}{suffix}"
+    base, mark, options = location.partition("?")
+    return f"{base.rstrip('/')}{suffix}{mark}{options}"
+
+
+def remove(location: str) -> None:
+    """Remove a folder, here or behind a URI; it need not be there."""
+    if not is_remote(location):
+        shutil.rmtree(location, ignore_errors=True)
+        return
+    files, root = _open(location)
+    with suppress(OSError):
+        files.delete_dir(root)
 
 
 class Place:
@@ -101,8 +119,8 @@ def place_of(location: str) -> Iterator[Place]:
     if not is_remote(location):
         yield Place(Path(location))
         return
-    with tempfile.TemporaryDirectory(prefix="mcbeit-run-") as folder:
-        place = RemotePlace(location, Path(folder))
+    with temporary_folder("run") as folder:
+        place = RemotePlace(location, folder)
         try:
             yield place
         except McbeitError as error:

@@ -7,7 +7,6 @@ a batch is pulled towards uniform, and codes that were the best of no patch for 
 import contextlib
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,32 +18,31 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mcbeit.agreement import NO_FLAGS, Flags, agree
-from mcbeit.augment import CropConfig, View, normalise
+from mcbeit.augment import CropConfig, normalise
 from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config, UserPath
 from mcbeit.data import (
     DataConfig,
-    Key,
     ViewDataset,
-    auto_workers,
     batch_keys,
     check_readable,
     make_loader,
 )
-from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, thread_limit
+from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, RunError
 from mcbeit.group import ALONE
 from mcbeit.meter import Meter, StepResult, is_due, status_line
-from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
+from mcbeit.metric_log import MetricLog
+from mcbeit.optim import OptimConfig, make_optimizer, steps_per_epoch
 from mcbeit.preprocess import Interpolation
-from mcbeit.runfolder import MetricLog, RunConfig, open_run
+from mcbeit.runfolder import RunConfig, open_run
 from mcbeit.sources import open_source, source_notes
 from mcbeit.state import TrainingState
-from mcbeit.storage import is_remote, place_of
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
+from mcbeit.tokenizer_data import crop_dataset, crop_keys, crop_loader
 from mcbeit.watch import Watch
 from mcbeit.worker import Worker
 
@@ -113,12 +111,8 @@ def train_tokenizer(config: TokenizerConfig, *, resume: bool = False, worker: Wo
     Raises ConfigError, DataError or RunError, before any work where it can be known, and Interrupted if it was asked to
     stop. It is the work of one process.
     """
-    worker = worker or Worker()
-    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place:
-        if not is_remote(config.run):
-            return _train(config, resume=resume, worker=worker)
-        here = config.model_copy(update={"run": str(place.path)})
-        return _train(here, resume=resume, worker=worker.placed(place))
+    with (worker or Worker()).at_work(config.run, threads=config.compute.threads) as (here, folder):
+        return _train(config.model_copy(update={"run": folder}), resume=resume, worker=here)
 
 
 def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
@@ -139,20 +133,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
     state = TrainingState.start(model, make_optimizer([model], config.optim), precision, teacher_of=None)
     state.numbers |= {"kind": "dvae", "tokenizer": config.model.model_dump(), "interpolation": config.interpolation}
     warnings = [*source_notes(source), *run.go_on(state)]
-    dataset = ViewDataset(
-        source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)
-    )
-
-    def keys(steps: range) -> Iterator[list[Key]]:
-        return batch_keys(len(source), crops_per_step(config.optim, 1), config.seed, steps)
-
-    loader = make_loader(
-        dataset,
-        keys(range(state.step, total)),
-        config.optim.batch_size,
-        num_workers=auto_workers(config.data),
-        pin=device.type == "cuda",
-    )
+    dataset = crop_dataset(config, source)
     watch = Watch(
         run,
         source,
@@ -160,7 +141,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
         worker,
         data=config.data,
         max_skipped=config.optim.max_skipped_steps,
-        keys_of=lambda step: next(keys(range(step, step + 1))),
+        keys_of=lambda step: next(crop_keys(config, source, range(step, step + 1))),
     )
     meter = Meter(device)
     use = torch.tensor(state.numbers.get("use", [0.0] * model.vocab_size), device=device)  # since the last revival
@@ -171,7 +152,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
         display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
         for warning in warnings:
             display.warn(warning)
-        for batch in loader:
+        for batch in crop_loader(config, dataset, range(state.step, total), device):
             flags = watch.flags(batch)
             step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
             images = model_input(model, batch.to(device).views[0])
@@ -213,8 +194,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
             f"{state.numbers['codes_used']} of {config.model.vocab_size} codes used, perplexity "
             f"{state.numbers['code_perplexity']:.1f}, reconstruction error {state.numbers['reconstruction_error']:.4f}"
         )
-        if watch.num_corrupt:
-            display.note(f"{watch.num_corrupt} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
+        watch.tell_corrupt(display)
     summary = run.finish({name: value for name, value in state.numbers.items() if name != "use"})
     worker.keep()
     return summary

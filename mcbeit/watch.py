@@ -7,7 +7,7 @@ from mcbeit.checkpoint import Checkpoint
 from mcbeit.data import Batch, Corrupt, CorruptImages, DataConfig, Key, check_readable
 from mcbeit.meter import StepResult
 from mcbeit.progress import Display
-from mcbeit.runfolder import RunFolder, RunState
+from mcbeit.runfolder import RunFolder, RunState, writing
 from mcbeit.skips import SkippedSteps, count_in_a_row
 from mcbeit.sources import ImageSource
 from mcbeit.worker import Worker
@@ -80,7 +80,14 @@ class Watch:
 
     def mark_best(self, metric: str, value: float) -> None:
         """Note that the checkpoint just saved is the best so far."""
-        self.worker.group.first(lambda: self.run.checkpoints.mark_best(self.state.step, metric, value))
+        self.worker.group.first(lambda: self.run.mark_best(self.state.step, metric, value))
+
+    def tell_corrupt(self, display: Display) -> None:
+        """A last word on the images that could not be read, if there are any."""
+        if self.num_corrupt:
+            display.note(
+                f"{self.num_corrupt} of {len(self.source)} images cannot be read; {self.run.corrupt_file} lists them"
+            )
 
     def _record_skip(self, told: Told, display: Display) -> None:
         keys = self.keys_of(told.step)
@@ -111,9 +118,10 @@ class Watch:
 
     def _list(self, found: list[Corrupt]) -> None:
         assert self.corrupt is not None
-        self.corrupt.add(found)
+        with writing("the list of unreadable images", self.run.path):
+            self.corrupt.add(found)
 
     def _give_up(self, batch: Batch) -> None:
         if self.corrupt is not None:
-            self.corrupt.add(batch.corrupt)
+            self._list(batch.corrupt)
         check_readable(batch, self.source)

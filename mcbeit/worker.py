@@ -1,16 +1,17 @@
 """This process among those that train: its group, who may stop it, and where it shows how it goes."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from rich.console import Console
 
+from mcbeit.device import thread_limit
 from mcbeit.errors import Interrupted
 from mcbeit.group import ALONE, Group
 from mcbeit.progress import Display
 from mcbeit.stop import StopRequest
-from mcbeit.storage import Place
+from mcbeit.storage import Place, is_remote, place_of
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,14 @@ class Worker:
     began: Callable[[int], None] = lambda step: None  # told the step that training goes on from
     place: Place | None = None  # where the run is kept, if that is not its folder alone
 
-    def placed(self, place: Place) -> "Worker":
-        """This worker with a place for its run."""
-        return replace(self, place=place)
+    @contextmanager
+    def at_work(self, run: str, *, threads: int | None) -> Iterator[tuple["Worker", str]]:
+        """What surrounds a job: its threads, stop signals, the place of its run; gives the folder to work in.
+
+        A run in a folder keeps the place of the worker: it may lie in the folder of a run that is kept elsewhere.
+        """
+        with thread_limit(threads), self.stop.listening(), place_of(run) as place:
+            yield (replace(self, place=place) if is_remote(run) else self), str(place.path)
 
     def fetch(self, below: str = "") -> None:
         """Bring the run folder up to date with what is kept elsewhere."""
@@ -46,10 +52,6 @@ class Worker:
         if self.group.is_first:
             return self.show(title, total, done=done)
         return Display(title, total, done=done, console=Console(quiet=True))
-
-    def listening(self) -> AbstractContextManager[None]:
-        """Take stop signals over in here."""
-        return self.stop.listening()
 
     def interrupted(self, run: str, step: int) -> Interrupted:
         """What to raise after the agreed stop."""

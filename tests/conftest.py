@@ -1,7 +1,9 @@
 """Settings that hold for every test."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # One thread, set before torch is imported: threads that wait for each other take minutes on a busy machine.
@@ -10,3 +12,32 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # The same examples in every run, no files left in the checkout, and no verdict by the clock of a busy machine.
 settings.register_profile("mcbeit", derandomize=True, database=None, deadline=None)
 settings.load_profile("mcbeit")
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ImageFolder of 24 images, two classes; not to be written to."""
+    from tiny import write_shapes
+
+    return write_shapes(tmp_path_factory.mktemp("images") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def trained_tokenizer(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a small tokenizer that was trained on `shapes`; not to be written to."""
+    from tiny import tokenizer_config
+
+    from mcbeit.tokenizer_training import train_tokenizer
+
+    run = tmp_path_factory.mktemp("runs") / "tokenizer"
+    optim = {"steps": 60, "batch_size": 8, "lr": 1e-2, "weight_decay": 0, "warmup_epochs": 1}
+    train_tokenizer(tokenizer_config(shapes, run, optim=optim))
+    return run
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config file of a run that is long enough to be killed."""
+    from processes import write_job
+
+    return write_job(tmp_path_factory.mktemp("job"))

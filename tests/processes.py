@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def write_job(folder: Path, **changes: Any) -> Path:
     return folder / "job.yaml"
 
 
-def start(job: Path, run: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    job: Path, run: Path | str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     """`mcbeit train` of the job into the folder `run`, one thread per process, in a session of its own."""
     command = [sys.executable, "-m", "mcbeit.cli.main", "train", str(job), f"run={run}", *arguments]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
@@ -52,9 +55,9 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def train(job: Path, run: Path, *arguments: str, code: int = 0) -> str:
+def train(job: Path, run: Path, *arguments: str, code: int = 0, environment: Mapping[str, str] | None = None) -> str:
     """The whole command."""
-    return finish(start(job, run, *arguments), code)
+    return finish(start(job, run, *arguments, environment=environment), code)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
@@ -92,3 +95,21 @@ def final_bytes(run: Path) -> dict[str, bytes]:
     """The files of the last checkpoint: weights, optimiser, random states."""
     folder = run / "checkpoints" / f"step-{STEPS:08d}"
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*.safetensors"))}
+
+
+def processes_of_ray() -> dict[int, str]:
+    """Processes of Ray by their titles; those that have ended but are not yet waited for do not count."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z" and re.match(r"ray::|\S*(raylet|gcs_server)\b|.*/ray/(_private|dashboard)/", title):
+            found[int(folder.name)] = title.strip()
+    return found
+
+
+def worker_pids() -> list[int]:
+    return sorted(pid for pid, title in processes_of_ray().items() if "RayTrainWorker" in title)

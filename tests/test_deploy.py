@@ -8,8 +8,8 @@ import yaml
 
 from mcbeit import __version__
 from mcbeit.cli.train import command
-from mcbeit.distributed import ENVIRONMENT, Scale
 from mcbeit.jobs import load_job
+from mcbeit.ray_cluster import ENVIRONMENT, Scale
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 FIELDS = {  # of the CRD, as KubeRay's reference names them

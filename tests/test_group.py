@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from tiny import pretrain_config, tokenizer_config, write_shapes
+from tiny import pretrain_config
 
 import mcbeit.pretrain as module
 from mcbeit.checkpoint import Checkpoint, CheckpointFolder, load_checkpoint, share_checkpoint
@@ -16,31 +16,27 @@ from mcbeit.group import ALONE, Group
 from mcbeit.pretrain import predict, pretrain
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.runfolder import RunFolder
-from mcbeit.tokenizer_training import train_tokenizer
 from mcbeit.worker import Worker
 
 MODEL = {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "init": "xavier", "drop_path": 0.3}
 OFTEN = {"model": MODEL, "log": {"every_steps": 1, "tensorboard": False}, "checkpoint": {"every_epochs": 0.67}}
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
+@pytest.fixture
+def source(shapes: Path) -> Path:
+    return shapes
+
+
+@pytest.fixture
+def tokenizer(trained_tokenizer: Path) -> Path:
+    return trained_tokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "tokenizer"
-    optim = {"steps": 60, "batch_size": 8, "lr": 1e-2, "weight_decay": 0, "warmup_epochs": 1}
-    train_tokenizer(tokenizer_config(source, run, optim=optim))
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(source: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(shapes: Path, trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one worker that others are compared with."""
     run = tmp_path_factory.mktemp("runs") / "alone"
-    pretrain(pretrain_config(source, tokenizer, run, **OFTEN))
+    pretrain(pretrain_config(shapes, trained_tokenizer, run, **OFTEN))
     return run
 
 

@@ -15,13 +15,7 @@ from processes import (
     start,
     stop_at,
     train,
-    write_job,
 )
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")

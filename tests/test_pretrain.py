@@ -17,20 +17,16 @@ from mcbeit.errors import ConfigError, DataError, RunError
 from mcbeit.pretrain import batches, pretrain, train_step
 from mcbeit.pretrain_setup import PretrainConfig, build
 from mcbeit.sources import open_source
-from mcbeit.tokenizer_training import train_tokenizer
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("shapes"))
+@pytest.fixture
+def source(shapes: Path) -> Path:
+    return shapes
 
 
-@pytest.fixture(scope="module")
-def tokenizer(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "tokenizer"
-    optim = {"steps": 60, "batch_size": 8, "lr": 1e-2, "weight_decay": 0, "warmup_epochs": 1}
-    train_tokenizer(tokenizer_config(source, run, optim=optim))
-    return run
+@pytest.fixture
+def tokenizer(trained_tokenizer: Path) -> Path:
+    return trained_tokenizer
 
 
 def final_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -111,6 +107,7 @@ def test_pretrain__of_a_finished_run_only_tells(source: Path, tokenizer: Path, t
         {"crop": {"color_jitter": 0.4}},
         {"compute": {"gradient_checkpointing": True}},
         {"compute": {"precision": "bf16"}},
+        {"compute": {"shard": "fsdp"}},  # of one worker: all of it
         {"model": {"dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4, "position": "relative+learned"}},
     ],
     ids=str,

@@ -1,7 +1,9 @@
 import json
+import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from mcbeit import runfolder
 from mcbeit.checkpoint import Checkpoint
 from mcbeit.config import Config, UserPath, override, validate
 from mcbeit.errors import RunError
+from mcbeit.metric_log import MetricLog
 from mcbeit.runfolder import (
     LogConfig,
-    MetricLog,
     RunConfig,
     RunFolder,
     environment,
@@ -305,3 +307,45 @@ def test_environment__an_installed_package_is_not_of_the_repository_around_it(ch
 def test_environment__without_git_there_is_no_commit(checkout, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert environment(0)["git"] is None
+
+
+# a full disk, by a quota on the size of files
+
+
+@pytest.fixture
+def quota() -> Iterator[None]:
+    """No file of this process may grow beyond 4 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def checkpoint_of(step: int, size: int) -> Checkpoint:
+    return Checkpoint(step, {"model": {"weight": torch.zeros(size)}}, {})
+
+
+def test_save__where_the_disk_is_full_leaves_the_checkpoint_before(tmp_path, quota) -> None:
+    run = start(tmp_path)
+    run.save(checkpoint_of(1, 10))
+    with pytest.raises(
+        RunError, match=r"the checkpoint of step 2 cannot be written to .*; make room or mend the folder"
+    ):
+        run.save(checkpoint_of(2, 10_000))
+    assert run.checkpoints.steps() == [1]
+    assert run.checkpoints.newest().step == 1
+    assert [path.name for path in run.checkpoints.path.iterdir()] == ["step-00000001"]
+
+
+def test_append__where_the_disk_is_full_says_so(tmp_path, quota) -> None:
+    run = start(tmp_path)
+
+    def fill() -> None:
+        for step in range(1000):
+            run.append({"step": step, "loss": 1.0})
+
+    with pytest.raises(RunError, match=r"a line of measurements cannot be written to .*File too large"):
+        fill()
+    assert run.records()[0] == {"step": 0, "loss": 1.0}  # a line that was cut off is passed over

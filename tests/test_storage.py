@@ -16,7 +16,6 @@ from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.runfolder import RunFolder
 from mcbeit.stop import StopRequest
 from mcbeit.storage import RemotePlace, is_remote, place_of
-from mcbeit.tokenizer_training import train_tokenizer
 from mcbeit.worker import Worker
 
 
@@ -37,17 +36,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_shapes(tmp_path_factory.mktemp("shapes"))
+@pytest.fixture
+def source(shapes: Path) -> Path:
+    return shapes
 
 
-@pytest.fixture(scope="module")
-def tokenizer(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "tokenizer"
-    optim = {"steps": 60, "batch_size": 8, "lr": 1e-2, "weight_decay": 0, "warmup_epochs": 1}
-    train_tokenizer(tiny.tokenizer_config(source, run, optim=optim))
-    return run
+@pytest.fixture
+def tokenizer(trained_tokenizer: Path) -> Path:
+    return trained_tokenizer
 
 
 def config_of(source: Path, tokenizer: Path, run: str) -> PretrainConfig:

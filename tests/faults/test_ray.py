@@ -14,20 +14,16 @@ from processes import (
     finish,
     last_checkpoint,
     losses,
+    processes_of_ray,
     records,
     start,
     stop_at,
     train,
     wait_until,
-    write_job,
+    worker_pids,
 )
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +42,6 @@ def _nothing_stays_behind() -> Iterator[None]:
     yield
     wait_until(lambda: not processes_of_ray())
     assert token.exists() == before
-
-
-def processes_of_ray() -> dict[int, str]:
-    """Processes of Ray by their titles; those that have ended but are not yet waited for do not count."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if state != "Z" and re.match(r"ray::|\S*(raylet|gcs_server)\b|.*/ray/(_private|dashboard)/", title):
-            found[int(folder.name)] = title.strip()
-    return found
-
-
-def worker_pids() -> list[int]:
-    return sorted(pid for pid, title in processes_of_ray().items() if "RayTrainWorker" in title)
 
 
 def folders_of_ray() -> list[Path]:
@@ -118,6 +96,18 @@ def test_train__asked_to_stop_saves_in_the_workers(
     assert f"stopped after {last_checkpoint(run)} steps, which are saved" in output
     train(job, run, "--workers", "2", "--resume")
     assert final_bytes(run) == final_bytes(whole)
+
+
+def test_train__kept_behind_a_uri_goes_on_with_other_workers(job: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "kept"
+    process = start(job, f"file://{run}", "--workers", "2")
+    wait_until(lambda: last_checkpoint(run) >= 2 * INTERVAL, process)
+    for pid in worker_pids():
+        os.kill(pid, signal.SIGKILL)
+    finish(process)
+    assert losses(run) == losses(whole)
+    assert final_bytes(run) == final_bytes(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_train__asking_for_too_much_is_told_at_once(job: Path, tmp_path: Path) -> None:
