@@ -196,7 +196,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: TensorGrou
 
 
 def random_tensors() -> dict[str, Tensor]:
-    """The states of torch's global generators: drop path and Gumbel noise draw from them."""
+    """The states of torch's global generators: init and Gumbel noise draw from them."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}

@@ -124,7 +124,8 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
-    start = group.each(lambda: initial_weights(config, model))
+    goes_on = group.first(lambda: has_begun(Path(config.run)))
+    start = {} if goes_on else group.each(lambda: initial_weights(config, model))
     if config.compute.shard == "fsdp" and group.size > 1:
         if precision.scales_loss:
             raise ConfigError("compute.shard=fsdp does not go with fp16; set compute.precision to bf16 or fp32")
@@ -155,8 +156,8 @@ def with_model(config: PretrainConfig) -> PretrainConfig:
 
 
 def initial_weights(config: PretrainConfig, model: MaskedImageModel) -> dict[str, list[str]]:
-    """Give the model the weights that its config names, unless the run goes on; returns what is kept of that."""
-    if config.init is None or has_begun(Path(config.run)):
+    """Give the model the weights that its config names, if it names some; returns what is kept of that."""
+    if config.init is None:
         return {}
     return {"init": start_from(config.init, model, config.model, config.preprocess)}
 

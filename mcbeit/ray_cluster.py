@@ -1,6 +1,7 @@
 """Ray for one training: a cluster of this machine that goes with it, or one that is there already."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -56,6 +57,8 @@ def ray_cluster(scale: Scale) -> Iterator[tuple[Any, Path | None]]:
     """Ray, connected to the cluster at the address, or to one of its own that goes with it, and the folder of that."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if importlib.util.find_spec("ray") is None:
+        raise RunError("--workers needs Ray, which is not installed: pip install 'mcbeit[ray]'")
     with contextlib.ExitStack() as stack:
         if scale.address is not None:
             ray = _connect(scale.address)

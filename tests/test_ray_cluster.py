@@ -94,3 +94,14 @@ def test_session_parent__is_short_enough_for_sockets(monkeypatch: pytest.MonkeyP
     for folder, wanted in ((str(tmp_path), "/tmp"), ("/var/tmp", "/var/tmp")):
         monkeypatch.setattr(ray_cluster.tempfile, "gettempdir", lambda folder=folder: folder)
         assert str(ray_cluster._session_parent()) == wanted
+
+
+def test_ray_cluster__without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"--workers needs Ray, which is not installed: pip install 'mcbeit\[ray\]'"):
+        ray_cluster.ray_cluster(Scale(1, 1)).__enter__()
+
+
+def test_ray_cluster__where_nobody_listens_says_so() -> None:
+    with pytest.raises(RunError, match=r"there is no Ray cluster at --address 127\.0\.0\.1:1 \(.*refused\); start one"):
+        ray_cluster.ray_cluster(Scale(1, 1, address="127.0.0.1:1")).__enter__()
