@@ -1,6 +1,5 @@
 """The k-means tokenizer: its fit, its run folder, its weights, and pretraining with it."""
 
-import signal
 import sys
 import types
 from collections import OrderedDict
@@ -11,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tiny import pretrain_config, write_shapes
+from tiny import pretrain_config, stopped_after, write_shapes
 
 from mcbeit import clustering, kmeans_training, network_weights
 from mcbeit.checkpoint import Checkpoint, CheckpointFolder
@@ -24,11 +23,9 @@ from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, complaint, fit_kmeans
 from mcbeit.network_weights import PACKAGED_MODULE, load_network, read_network
 from mcbeit.pretrain import pretrain
-from mcbeit.stop import StopRequest
 from mcbeit.tokenizer import distance_logits
 from mcbeit.tokenizer_choice import TokenizerChoice, load_run, load_tokenizer, low_precision
 from mcbeit.tokenizer_plan import get_tokenizer, planned_tokenizer, tokenizer_run, with_path
-from mcbeit.worker import Worker
 
 NETWORK = "test_efficientnet"  # timm's smallest, 48 features of stride 16
 
@@ -237,20 +234,6 @@ def test_fit_kmeans__is_the_same_again_and_resumes_as_if_never_stopped(
     expected, found = load_run(whole, "kmeans").state_dict(), load_run(halves, "kmeans").state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert fit_kmeans(kmeans_config(source, weights, whole), resume=True)["codes_used"] == 8  # it is complete
-
-
-def stopped_after(steps: int) -> Worker:
-    """A worker that is asked to stop then."""
-
-    class Soon(StopRequest):
-        calls = 0
-
-        def __call__(self) -> bool:
-            self.calls += 1
-            self.signal = signal.SIGINT if self.calls >= steps else None
-            return super().__call__()
-
-    return Worker(stop=Soon())
 
 
 def test_fit_kmeans__kept_behind_a_uri_stops_and_goes_on_there(source: Path, weights: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Runs that are kept behind a URI: an object store on loopback, and a folder that is named by one."""
 
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from mcbeit.errors import DataError, Interrupted, RunError
 from mcbeit.pretrain import pretrain
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.runfolder import RunFolder
-from mcbeit.stop import StopRequest
 from mcbeit.storage import RemotePlace, is_remote, place_of
-from mcbeit.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +55,6 @@ def names(uri: str) -> list[str]:
         return [str(file.relative_to(place.path)) for file in place.path.rglob("*") if file.is_file()]
 
 
-def stopped_after(steps: int) -> Worker:
-    """A worker that is asked to stop then."""
-
-    class Soon(StopRequest):
-        calls = 0
-
-        def __call__(self) -> bool:
-            self.calls += 1
-            self.signal = signal.SIGINT if self.calls >= steps else None
-            return super().__call__()
-
-    return Worker(stop=Soon())
-
-
 @pytest.mark.parametrize("kind", ["s3", "file"])
 def test_pretrain__kept_behind_a_uri_goes_on_there(
     kind: str, store: str, source: Path, tokenizer: Path, tmp_path: Path
@@ -80,7 +63,7 @@ def test_pretrain__kept_behind_a_uri_goes_on_there(
     config = config_of(source, tokenizer, run)
     whole = pretrain(config_of(source, tokenizer, str(tmp_path / "whole")))
     with pytest.raises(Interrupted, match=r"stopped after 4 steps.*(s3|file)://") as stopped:
-        pretrain(config, worker=stopped_after(4))
+        pretrain(config, worker=tiny.stopped_after(4))
     assert "mcbeit-run-" not in str(stopped.value)
     assert {"config.yaml", "env.json", "metrics.jsonl"} <= set(names(run))
     with pytest.raises(RunError, match=r"the run '(s3|file)://.*' exists already"):

@@ -1,5 +1,6 @@
 """Runs that take a second: two classes of coloured shapes, a small tokenizer, a small backbone."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from PIL import Image, ImageDraw
 
 from mcbeit.config import validate
 from mcbeit.pretrain_setup import PretrainConfig
+from mcbeit.stop import StopRequest
 from mcbeit.tokenizer_training import TokenizerConfig
+from mcbeit.worker import Worker
 
 NUM_IMAGES = 24
 
@@ -60,3 +63,17 @@ def pretrain_config(source: Path, tokenizer: Path | str, run: Path, **changes: A
         "log": {"every_steps": 2, "tensorboard": False},
     }
     return validate(PretrainConfig, {**values, **changes})
+
+
+def stopped_after(steps: int) -> Worker:
+    """A worker that is asked to stop then."""
+
+    class Soon(StopRequest):
+        calls = 0
+
+        def __call__(self) -> bool:
+            self.calls += 1
+            self.signal = signal.SIGINT if self.calls >= steps else None
+            return super().__call__()
+
+    return Worker(stop=Soon())
