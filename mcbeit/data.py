@@ -195,21 +195,30 @@ def auto_workers(config: DataConfig) -> int:
 class CorruptImages:
     """The unreadable images of a run: each is listed once in `path`; too many of them stop the run.
 
-    Images that are listed already, by a run that resumes, are read again: some may have been mended since.
+    Damaged shards are listed too, and count for the images that they have lost. Images that are listed already, by a
+    run that resumes, are read again: some may have been mended since. Raises DataError if there are too many already.
     """
 
     def __init__(self, source: ImageSource, path: Path, *, max_fraction: float) -> None:
         self.source, self.path, self.max_fraction = source, path, max_fraction
         self._names: set[str] = set()
+        self._num_lost = sum(damage.num_lost for damage in source.damaged)
         if path.exists():
             listed = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
             known = {name: line for line in listed if (name := line.partition("\t")[0])}
             self._names = {name for name, index in _find(source, known) if not _is_readable(source, index)}
             text = "".join(f"{line}\n" for name, line in known.items() if name in self._names)
             write_bytes(path, text.encode(errors="surrogateescape"))
+        if source.damaged:
+            self._list({damage.name: damage.reason for damage in source.damaged})
+            self._check(source.damaged[-1].name)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) + self._num_lost
+
+    def describe(self) -> str:
+        """How many images cannot be read, and where to look."""
+        return f"{self._share()} cannot be read; {self.path} lists them"
 
     def add(self, batch: Batch) -> None:
         """Record what a batch reports. Raises DataError above the allowed fraction, or if the batch gave up."""
@@ -221,15 +230,24 @@ class CorruptImages:
 
     def _record(self, fresh: dict[str, str]) -> None:
         self._names.update(fresh)
+        self._list(fresh)
+        self._check(next(reversed(fresh)))
+
+    def _list(self, reasons: dict[str, str]) -> None:
         with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{name}\t{reason}\n" for name, reason in fresh.items())
-        if len(self) > self.max_fraction * len(self.source):
+            file.writelines(f"{name}\t{reason}\n" for name, reason in reasons.items())
+
+    def _check(self, last: str) -> None:
+        if len(self) > self.max_fraction * (len(self.source) + self._num_lost):
             raise DataError(
-                f"{len(self)} of {len(self.source)} images cannot be read, more than data.max_corrupt_fraction="
-                f"{self.max_fraction:g} allows; the list with reasons is {self.path}, the last one is "
-                f"'{next(reversed(fresh))}'. Mend these files or allow a larger fraction, and go on with --resume; or "
-                "remove them and start another run"
+                f"{self._share()} cannot be read, more than data.max_corrupt_fraction={self.max_fraction:g} allows; "
+                f"the list with reasons is {self.path}, the last one is '{last}'. Mend these files or allow a larger "
+                "fraction, and go on with --resume; or remove them and start another run"
             )
+
+    def _share(self) -> str:
+        about = "about " * bool(self._num_lost)
+        return f"{about}{len(self)} of {len(self.source) + self._num_lost} images"
 
 
 def _find(source: ImageSource, names: Container[str]) -> Iterator[tuple[str, int]]:

@@ -162,7 +162,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
                     run.checkpoints.mark_best(state.step, "knn_top1", record["knn_top1"])
             display.advance(status_line(record) if is_logged else None)
         if len(corrupt):
-            display.note(f"{len(corrupt)} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
+            display.note(corrupt.describe())
     return run.finish(state.numbers)
 
 

@@ -173,7 +173,7 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
             f"{state.numbers['code_perplexity']:.1f}, reconstruction error {state.numbers['reconstruction_error']:.4f}"
         )
         if len(corrupt):
-            display.note(f"{len(corrupt)} of {len(source)} images cannot be read; {run.corrupt_file} lists them")
+            display.note(corrupt.describe())
     return run.finish({name: value for name, value in state.numbers.items() if name != "use"})
 
 

@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from mcbeit.sources.source import ImageSource, class_order
+from mcbeit.sources.source import Described, ImageSource, class_order
 
 
-class JoinedSource:
+class JoinedSource(Described):
     """Several sources one after the other; labelled only if all are, and then by class name."""
 
     def __init__(self, parts: Sequence[ImageSource]) -> None:
+        super().__init__(
+            passed_over=sum((part.passed_over for part in parts), Counter[str]()),
+            channels=parts[0].channels,
+            damaged=[damage for part in parts for damage in part.damaged],
+            notes=[note for part in parts for note in part.notes],
+        )
         self.parts = parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
         self.classes = sorted({name for part in parts for name in part.classes}, key=class_order)
-        self.passed_over = sum((part.passed_over for part in parts), Counter[str]())
         number = {name: i for i, name in enumerate(self.classes)}
         labels = [
             np.asarray([number[name] for name in part.classes], dtype=np.int64)[part.labels]
