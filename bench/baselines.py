@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mcbeit.device import Precision
@@ -24,7 +24,7 @@ from mcbeit.probe import (
     open_labelled,
     standardise,
 )
-from mcbeit.sources import SourceKind, open_source
+from mcbeit.sources import SourceKind
 from mcbeit.vit import VisionTransformer
 
 LAYER = "mean of the patch tokens after the final norm"
@@ -89,7 +89,7 @@ class Comparison:
 
 def open_probe(config: PretrainConfig) -> OnlineProbe | None:
     """The labelled images that the run names; None if it names none and its own images have no labels."""
-    if not config.eval.names_labels and open_source(config.data.required_source(), config.data.kind).labels is None:
+    if not config.eval.names_labels and config.data.open().labels is None:
         return None
     options = config.eval.model_copy(update={"kind": _kind(config)})
     return OnlineProbe(options, config.data, config.preprocess, config.seed)
@@ -97,7 +97,8 @@ def open_probe(config: PretrainConfig) -> OnlineProbe | None:
 
 def class_names(config: PretrainConfig) -> list[str]:
     """The names of the classes of the gallery."""
-    return open_labelled(config.eval.gallery or config.data.required_source(), _kind(config)).classes
+    location = config.eval.gallery or config.data.required_source()
+    return open_labelled(location, _kind(config), config.data.channels).classes
 
 
 def _kind(config: PretrainConfig) -> SourceKind:
@@ -108,7 +109,7 @@ def random_backbone(config: PretrainConfig) -> VisionTransformer:
     """The backbone as it was before step 0: same seed, same init. A weaker init would flatter the pretraining."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return VisionTransformer(config.model, image_size=config.preprocess.image_size)
+        return VisionTransformer(config.model, image_size=config.preprocess.image_size, channels=config.data.channels)
 
 
 def backbone_features(
@@ -137,8 +138,8 @@ def pixel_features(probe: OnlineProbe) -> Features:
     return Features(*standardise(gallery, queries))
 
 
-def _small(pixels: UInt8[Tensor, "image height width 3"]) -> Float[Tensor, "image 3 rows columns"]:
-    images = pixels.permute(0, 3, 1, 2).float() / 255
+def _small(pixels: Shaped[Tensor, "image height width channel"]) -> Float[Tensor, "image channel rows columns"]:
+    images = pixels.permute(0, 3, 1, 2).float()
     return F.adaptive_avg_pool2d(images, PIXEL_SIZE) if images.shape[2] > PIXEL_SIZE else images
 
 

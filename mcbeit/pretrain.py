@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from mcbeit.augment import CropConfig, View, normalise
@@ -36,11 +37,11 @@ from mcbeit.masked import MaskedImageModel, ObjectiveConfig, measure, summarise
 from mcbeit.masking import MaskConfig, num_masked
 from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line, target_warnings
 from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
-from mcbeit.preprocess import Preprocess
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.probe import EvalConfig, OnlineProbe
 from mcbeit.progress import Display
 from mcbeit.runfolder import MetricLog, RunConfig, open_run
-from mcbeit.sources import ImageSource, open_source, source_notes
+from mcbeit.sources import ImageSource, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, choose_temperature, logits_of, low_precision
@@ -66,6 +67,16 @@ class PretrainConfig(RunConfig):
     optim: OptimConfig = OptimConfig()
     compute: ComputeConfig = ComputeConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> "PretrainConfig":
+        self.data.check_channels(self.preprocess.mean, section="preprocess", crop=self.crop)
+        if self.tokenizer.kind == "vqgan" and self.data.channels != COLOURS:
+            raise ValueError(
+                f"tokenizer.kind=vqgan is for colours, data.channels is {self.data.channels}; train a tokenizer on "
+                "these images: tokenizer.kind=dvae tokenizer.preset=photo-tokenizer"
+            )
+        return self
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -109,12 +120,14 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
 
 def _pretrain(config: PretrainConfig, *, resume: bool) -> dict[str, Any]:
-    source = open_source(config.data.required_source(), config.data.kind)
+    source = config.data.open()
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     total = config.optim.total_steps(per_epoch)
     probe = OnlineProbe(config.eval, config.data, config.preprocess, config.seed) if config.eval.names_labels else None
     first = first_run(config, len(source))
-    check_tokenizer(with_path(config.tokenizer, Path(config.run)), first, config.grid, config.objective)
+    check_tokenizer(
+        with_path(config.tokenizer, Path(config.run)), first, config.grid, config.objective, config.data.channels
+    )
     run = open_run(config, source, resume=resume)
     if (summary := run.summary()) is not None:
         return summary
@@ -171,9 +184,9 @@ def build(config: PretrainConfig, source: ImageSource) -> Pretraining:
     device = choose_device()
     precision = choose_precision(config.compute.precision, device)
     choice = with_path(config.tokenizer, Path(config.run))
-    tokenizer = get_tokenizer(choice, first_run(config, len(source)), config.grid).to(device)
+    tokenizer = get_tokenizer(choice, first_run(config, len(source)), config.grid, config.data.channels).to(device)
     torch.manual_seed(config.seed)
-    backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
+    backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size, channels=config.data.channels)
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
     optimizer = make_optimizer([model], config.optim)
@@ -194,7 +207,7 @@ def build(config: PretrainConfig, source: ImageSource) -> Pretraining:
 def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerConfig | None:
     """The run that has to train the tokenizer first, if there is one."""
     choice = with_path(config.tokenizer, Path(config.run))
-    return tokenizer_run(choice, config.data, seed=config.seed, num_images=num_images)
+    return tokenizer_run(choice, config.data, config.preprocess, seed=config.seed, num_images=num_images)
 
 
 def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
@@ -210,6 +223,7 @@ def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
         tokenizer=tokenizer_flops(tokenizer, tokenizer.view_size(config.grid)),
         masks_per_image=config.data.masks_per_image,
         has_teacher=config.objective.has_teacher,
+        channels=config.data.channels,
     )
 
 
@@ -246,7 +260,9 @@ def some_tokenizer_views(config: PretrainConfig, source: ImageSource, tokenizer:
     return tokenizer_input(tokenizer, check_readable(batch, source), torch.float32)
 
 
-def tokenizer_input(tokenizer: Tokenizer, batch: Batch, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
+def tokenizer_input(
+    tokenizer: Tokenizer, batch: Batch, dtype: torch.dtype
+) -> Float[Tensor, "batch channel height width"]:
     """The tokenizer's view, normalised its way, in the memory format that its convolutions like."""
     return normalise(batch.views[1], tokenizer.mean, tokenizer.std, dtype).contiguous(memory_format=torch.channels_last)
 

@@ -1,13 +1,12 @@
 """The image tokenizer: one protocol for everything that turns each patch into logits over a visual vocabulary."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Normalisation = tuple[float, float, float]
+Normalisation = tuple[float, ...]
 
 
 class Tokenizer(nn.Module, ABC):
@@ -16,12 +15,17 @@ class Tokenizer(nn.Module, ABC):
     vocab_size: int
     stride: int
     image_size: int | None = None  # pixels; None: any multiple of the stride
-    mean: ClassVar[Normalisation] = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
-    std: ClassVar[Normalisation] = (0.5, 0.5, 0.5)
+    mean: Normalisation = (0.5, 0.5, 0.5)  # of pixels in [0, 1], per channel
+    std: Normalisation = (0.5, 0.5, 0.5)
     default_temperature: float = 1.0  # of equation (1), where nothing better is known
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that it takes."""
+        return len(self.mean)
+
     @abstractmethod
-    def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+    def code_logits(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch code"]:
         """Unnormalised log-probabilities of every code for every patch, given normalised pixels."""
 
     def view_size(self, grid: tuple[int, int]) -> int:

@@ -9,6 +9,7 @@ from mcbeit.data import DataConfig
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError
 from mcbeit.masked import ObjectiveConfig
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.runfolder import read_summary
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, load_tokenizer, require_path
@@ -24,11 +25,12 @@ def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
 
 
 def tokenizer_run(
-    choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
+    choice: TokenizerChoice, data: DataConfig, preprocess: Preprocess, *, seed: int, num_images: int | None = None
 ) -> TokenizerConfig | None:
     """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
 
-    It reads the same images in the same way; a batch is never larger than the source.
+    It reads the same images in the same way; a batch is never larger than the source. Where images are no colours, it
+    normalises them as the backbone's are.
     """
     if choice.preset is None or (choice.path is not None and read_summary(Path(choice.path)) is not None):
         return None
@@ -37,26 +39,34 @@ def tokenizer_run(
         values["run"] = choice.path
     values["seed"] = seed
     values["data"] = {**values.get("data", {}), **data.model_dump(exclude={"masks_per_image"})}
+    if data.channels != COLOURS:
+        values["model"] = {**values.get("model", {}), "mean": preprocess.mean, "std": preprocess.std}
     config = validate(TokenizerConfig, values, origin=f"tokenizer.preset={choice.preset}")
     if num_images is None or config.optim.batch_size <= num_images:
         return config
     return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
 
 
-def get_tokenizer(choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int]) -> Tokenizer:
+def get_tokenizer(
+    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], channels: int
+) -> Tokenizer:
     """The tokenizer of a pretraining run, trained by the run `first` if there is one.
 
-    Raises ConfigError if its codes do not fit the patch grid.
+    Raises ConfigError if its codes do not fit the patch grid, or if it takes other numbers of channels.
     """
     if first is not None:
         train_tokenizer(first, resume=True)
     tokenizer = load_tokenizer(choice)
-    _check_grid(tokenizer, grid)
+    _check_fit(tokenizer, grid, channels)
     return tokenizer
 
 
 def check_tokenizer(
-    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], objective: ObjectiveConfig
+    choice: TokenizerChoice,
+    first: TokenizerConfig | None,
+    grid: tuple[int, int],
+    objective: ObjectiveConfig,
+    channels: int,
 ) -> None:
     """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
     if choice.kind == "vqgan":
@@ -66,7 +76,7 @@ def check_tokenizer(
         _check_place(Path(first.run))
     with torch.device("meta"):
         tokenizer = planned_tokenizer(choice, first)
-    _check_grid(tokenizer, grid)
+    _check_fit(tokenizer, grid, channels)
     if (wanted := objective.target_perplexity) is not None and wanted >= tokenizer.vocab_size and not objective.hard:
         raise ConfigError(
             f"objective.target_perplexity={wanted:g} must be less than the tokenizer's {tokenizer.vocab_size} codes"
@@ -91,7 +101,12 @@ def _check_place(path: Path) -> None:
         )
 
 
-def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+def _check_fit(tokenizer: Tokenizer, grid: tuple[int, int], channels: int) -> None:
+    if tokenizer.channels != channels:
+        raise ConfigError(
+            f"data.channels is {channels}, but the tokenizer takes {tokenizer.channels}; train one on these images "
+            "with tokenizer.kind=dvae tokenizer.path=null tokenizer.preset=photo-tokenizer"
+        )
     try:
         tokenizer.view_size(grid)
     except ValueError as error:

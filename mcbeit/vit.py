@@ -56,11 +56,12 @@ class VisionTransformer(Beit):
     `rel_pos_bias` is one table shared by all blocks, `norm` is the final LayerNorm over all tokens (eps 1e-6).
     """
 
-    def __init__(self, config: ModelConfig, *, image_size: int) -> None:
+    def __init__(self, config: ModelConfig, *, image_size: int, channels: int = 3) -> None:
         dim, depth, heads = config.shape
         super().__init__(
             img_size=image_size,
             patch_size=config.patch_size,
+            in_chans=channels,
             num_classes=0,
             global_pool="token",
             embed_dim=dim,
@@ -81,7 +82,7 @@ class VisionTransformer(Beit):
         return int(height), int(width)
 
     def forward_tokens(
-        self, images: Float[Tensor, "batch 3 height width"], mask: Bool[Tensor, "batch patch"] | None = None
+        self, images: Float[Tensor, "batch channel height width"], mask: Bool[Tensor, "batch patch"] | None = None
     ) -> Float[Tensor, "batch token dim"]:
         """All tokens after the final norm, the cls token first; masked patches are replaced by the mask token.
 

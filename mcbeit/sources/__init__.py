@@ -3,10 +3,9 @@
 from mcbeit.sources.files import FileSource, open_folder
 from mcbeit.sources.joined import JoinedSource
 from mcbeit.sources.opening import PREPARED, SourceKind, open_source
-from mcbeit.sources.source import COLOUR_CHANNELS, SUFFIXES, Damage, ImageSource, Labels, source_notes
+from mcbeit.sources.source import SUFFIXES, Damage, ImageSource, Labels, source_notes
 
 __all__ = [
-    "COLOUR_CHANNELS",
     "PREPARED",
     "SUFFIXES",
     "Damage",

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
+from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
-from mcbeit.sources.source import COLOUR_CHANNELS, Described, PackedNames, suffixes
+from mcbeit.sources.source import Described, PackedNames, suffixes
 
 
 class FileSource(Described):
@@ -24,7 +25,7 @@ class FileSource(Described):
         labels: Sequence[int] | None = None,
         classes: Sequence[str] = (),
         passed_over: Counter[str] | None = None,
-        channels: int = COLOUR_CHANNELS,
+        channels: int = COLOURS,
     ) -> None:
         numbers = None if labels is None else np.asarray(labels, dtype=np.int64)
         super().__init__(labels=numbers, classes=classes, passed_over=passed_over, channels=channels)
@@ -47,13 +48,13 @@ class FileSource(Described):
         return {"images": len(self), "names_sha256": hashlib.sha256(self._paths.hashed()).hexdigest()}
 
 
-def open_folder(root: Path | str, *, channels: int = COLOUR_CHANNELS) -> FileSource:
+def open_folder(root: Path | str, *, channels: int = COLOURS) -> FileSource:
     """Every image below `root`, at any depth, in sorted order; hidden files and folders are passed over."""
     paths, others = _find(str(root), channels)
     return FileSource(root, paths, passed_over=others, channels=channels)
 
 
-def open_imagefolder(root: Path | str, *, channels: int = COLOUR_CHANNELS) -> FileSource:
+def open_imagefolder(root: Path | str, *, channels: int = COLOURS) -> FileSource:
     """`root/CLASS/.../image`: the first folder below `root` is the label; classes are numbered in sorted order."""
     paths, others = _find(str(root), channels)
     loose = [path for path in paths if "/" not in path]

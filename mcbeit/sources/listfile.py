@@ -3,13 +3,13 @@
 import os
 
 from mcbeit.errors import DataError
+from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.files import FileSource
 from mcbeit.sources.labels import check_label
-from mcbeit.sources.source import COLOUR_CHANNELS
 
 
-def open_list(path: str, *, channels: int = COLOUR_CHANNELS) -> FileSource:
+def open_list(path: str, *, channels: int = COLOURS) -> FileSource:
     """A text file with one `relative/path label` per line, or one path per line without labels.
 
     This is the official `train_map.txt`: the label is the integer after the last space or tab; paths may hold spaces.

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Literal
 
 from mcbeit.errors import DataError
+from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.files import open_folder, open_imagefolder, suffix_of
 from mcbeit.sources.joined import JoinedSource
 from mcbeit.sources.listfile import open_list
 from mcbeit.sources.parquet import check_splits, open_parquet
-from mcbeit.sources.source import COLOUR_CHANNELS, ImageSource, suffixes
+from mcbeit.sources.source import ImageSource, suffixes
 from mcbeit.sources.tar import COMPRESSED, open_tar
 
 SourceKind = Literal["auto", "folder", "imagefolder", "list", "tar", "parquet"]
@@ -27,7 +28,7 @@ def open_source(
     kind: SourceKind = "auto",
     *,
     folders: FolderKind = "folder",
-    channels: int = COLOUR_CHANNELS,
+    channels: int = COLOURS,
 ) -> ImageSource:
     """Open one location, or several as one source. Each is a path or a URL, and may have braces and wildcards.
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
+from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.labels import Numbered, number_labels
 from mcbeit.sources.parquet_table import Rows, Table, describe_table, read_rows
-from mcbeit.sources.source import COLOUR_CHANNELS, Damage, Described
+from mcbeit.sources.source import Damage, Described
 
 CACHE_BYTES = 64 * 2**20  # of row groups that a process keeps; one at least
 LARGE_GROUP = 16 * 2**20  # bytes; reading as much takes longer than decoding an image
@@ -29,7 +30,7 @@ _SPLIT_FOLDERS = ("train", "test", "validation", "val", "valid", "dev")
 class ParquetSource(Described):
     """Rows of parquet files, row group by row group."""
 
-    def __init__(self, tables: Sequence[Table], channels: int = COLOUR_CHANNELS) -> None:
+    def __init__(self, tables: Sequence[Table], channels: int = COLOURS) -> None:
         named = _labels(tables)
         super().__init__(
             labels=named.labels,
@@ -90,7 +91,7 @@ class ParquetSource(Described):
         return rows
 
 
-def open_parquet(files: Sequence[str], *, channels: int = COLOUR_CHANNELS) -> ParquetSource:
+def open_parquet(files: Sequence[str], *, channels: int = COLOURS) -> ParquetSource:
     """The images of parquet files, in the order of the files and rows. Only their footers and labels are read.
 
     Files that cannot be read are left out and noted. Raises DataError if a file is not there or has no column of

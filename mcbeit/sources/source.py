@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-COLOUR_CHANNELS = 3
+from mcbeit.preprocess import COLOURS
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MANY_CHANNEL_SUFFIXES = SUFFIXES | {".npy"}  # where images have another number of channels
 Labels = Int[np.ndarray, " image"]
@@ -55,7 +56,7 @@ class Described:
         labels: Labels | None = None,
         classes: Sequence[str] = (),
         passed_over: Counter[str] | None = None,
-        channels: int = COLOUR_CHANNELS,
+        channels: int = COLOURS,
         damaged: Sequence[Damage] = (),
         notes: Sequence[str] = (),
     ) -> None:
@@ -89,7 +90,7 @@ class PackedNames:
 
 def suffixes(channels: int) -> frozenset[str]:
     """How files of images with so many channels end; `.npy` counts only where images are no ordinary ones."""
-    return SUFFIXES if channels == COLOUR_CHANNELS else MANY_CHANNEL_SUFFIXES
+    return SUFFIXES if channels == COLOURS else MANY_CHANNEL_SUFFIXES
 
 
 def source_notes(source: ImageSource) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
+from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.labels import Numbered, number_labels
-from mcbeit.sources.source import COLOUR_CHANNELS, Damage, Described, PackedNames, suffixes
+from mcbeit.sources.source import Damage, Described, PackedNames, suffixes
 from mcbeit.sources.tar_index import Shard, index_shard
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -21,7 +22,7 @@ THREADS = 8  # shards that are indexed at a time: it is waiting for storage, mos
 class TarSource(Described):
     """Images at known places in tar files; 20 bytes each, and their names."""
 
-    def __init__(self, shards: Sequence[Shard], channels: int = COLOUR_CHANNELS) -> None:
+    def __init__(self, shards: Sequence[Shard], channels: int = COLOURS) -> None:
         named = _labels(shards)
         super().__init__(
             labels=named.labels,
@@ -56,7 +57,7 @@ class TarSource(Described):
         return {"images": len(self), "names_sha256": hashlib.sha256(names).hexdigest()}
 
 
-def open_tar(shards: Sequence[str], *, channels: int = COLOUR_CHANNELS) -> TarSource:
+def open_tar(shards: Sequence[str], *, channels: int = COLOURS) -> TarSource:
     """The images of tar files, in the order of the files and of their members. Only headers and labels are read.
 
     What can be read of a damaged shard is used. Raises DataError if a shard is not there, is compressed, or if there is
