@@ -186,6 +186,12 @@ _PLUGINS: dict[type[ImageFile], tuple[bytes, ...]] = {
 _KNOWN_RANGES = {"u": (65535.0,), "i": (255.0, 65535.0), "f": (1.0,)}  # by kind of dtype: uint16, int32, float32
 
 
+def format_of(data: bytes) -> str:
+    """The kind of an image file by its first bytes: JPEG, PNG and so on; NPY if it is none of the ordinary ones."""
+    plugin = _plugin(data)
+    return "NPY" if plugin is None else str(plugin.format)
+
+
 def _plugin(data: bytes) -> type[ImageFile] | None:
     start = data[8:12] if data.startswith(b"RIFF") else data[:8]
     return next((plugin for plugin, magics in _PLUGINS.items() if start.startswith(magics)), None)

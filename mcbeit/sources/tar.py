@@ -71,6 +71,7 @@ def open_tar(shards: Sequence[str], *, channels: int = COLOURS) -> TarSource:
             )
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda shard: index_shard(shard, suffixes(channels)), shards))
+    _drop_incomplete(found)
     if not any(shard.names for shard in found):
         others = ", ".join(f"{count} x {suffix}" for suffix, count in found[0].passed_over.most_common(4))
         reasons = [f"'{shard.name}': {shard.reason}" for shard in found if shard.reason]
@@ -79,8 +80,15 @@ def open_tar(shards: Sequence[str], *, channels: int = COLOURS) -> TarSource:
     return TarSource(found, channels)
 
 
+def _drop_incomplete(shards: Sequence[Shard]) -> None:
+    """Where others have labels, an image at the end of a damaged shard has lost its own with what followed."""
+    if any(label is not None for shard in shards for label in shard.labels):
+        for shard in shards:
+            if shard.reason is not None and shard.labels[-1:] == [None]:
+                shard.drop_last()
+
+
 def _labels(shards: Sequence[Shard]) -> Numbered:
-    """Damaged shards lose labels with their images, not those of the others."""
     return number_labels([label for shard in shards for label in shard.labels], shards[0].name)
 
 

@@ -37,6 +37,11 @@ class Shard:
     passed_over: Counter[str] = field(default_factory=Counter)
     reason: str | None = None
 
+    def drop_last(self) -> None:
+        """Forget the last image."""
+        for values in (self.names, self.starts, self.sizes, self.labels):
+            values.pop()
+
 
 class Member(NamedTuple):
     """A file in a tar file."""
@@ -71,9 +76,6 @@ def index_shard(name: str, suffixes: frozenset[str]) -> Shard:
                 _add(shard, file, list(sample), suffixes)
     except OSError as error:
         shard.reason = _reason(error)
-    if shard.reason is not None and shard.labels[-2:].count(None) == 1 and shard.labels[-1] is None:
-        for values in (shard.names, shard.starts, shard.sizes, shard.labels):
-            values.pop()  # the end of its sample is gone, and its label with it
     return shard
 
 

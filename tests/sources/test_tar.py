@@ -141,12 +141,13 @@ def test_open_tar__notices_every_kind_of_damage(tmp_path) -> None:
 
 def test_open_tar__an_incomplete_last_sample_does_not_take_the_labels_of_all(tmp_path) -> None:
     members = {"1.jpg": b"1", "1.cls": b"0", "2.jpg": b"2", "2.cls": b"1"}
-    path = write_tar(tmp_path / "s.tar", members)
-    cut(path, header_of(path, "2.cls"))
-    source = open_source(str(path))
+    for name, end in (("a", "2.cls"), ("b", "1.cls")):
+        path = write_tar(tmp_path / f"{name}.tar", members)
+        cut(path, header_of(path, end))
+    source = open_source(str(tmp_path))
     assert contents(source) == [b"1"]
     assert source.labels.tolist() == [0]
-    assert len(source.damaged) == 1
+    assert len(source.damaged) == 2
 
 
 def test_open_tar__without_any_image_is_an_error(tmp_path) -> None:
