@@ -26,7 +26,7 @@ class Stamp(NamedTuple):
     """By what a file is known again."""
 
     size: int  # bytes
-    changed: int  # nanoseconds; 0 for a URL, where not every kind of storage tells
+    changed: int  # nanoseconds, or for a URL the hash of what its storage tells; 0 if that tells nothing
 
 
 def is_url(location: str) -> bool:
@@ -85,7 +85,7 @@ def open_file(location: str) -> io.IOBase:
 
 def stamp_of(location: str) -> Stamp:
     """The size of a file, and when it was changed. Raises OSError."""
-    return Stamp(remote.size(location), 0) if is_url(location) else _stamp(os.stat(location))  # noqa: PTH116
+    return Stamp(*remote.size_and_version(location)) if is_url(location) else _stamp(os.stat(location))  # noqa: PTH116
 
 
 def walk(root: str) -> Iterator[str]:

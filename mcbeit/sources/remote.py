@@ -1,7 +1,9 @@
 """Files behind URLs, by fsspec: s3://, gs://, https://, memory://, zip://folder::archive.zip and their like."""
 
 import functools
+import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from mcbeit.errors import DataError
 
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 DRIVERS |= {"abfs": "adlfs", "az": "adlfs", "hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko"}
+
+_SIGNS = ("etag", "md5", "crc", "digest", "modified", "mtime", "created")  # of an upload, in what a storage tells
 
 
 def exists(url: str) -> bool:
@@ -36,10 +40,13 @@ def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
         raise OSError(f"'{url}' cannot be read: {error}") from error
 
 
-def size(url: str) -> int:
-    """In bytes. Raises OSError."""
+def size_and_version(url: str) -> tuple[int, int]:
+    """Bytes, and a hash of what tells that a file has changed; 0 if its storage does not tell. Raises OSError."""
     files, path = _connect(url)
-    return int(files.size(path))
+    info = files.info(path)
+    told = {key: str(value) for key, value in info.items() if any(sign in key.lower() for sign in _SIGNS)}
+    version = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()[:7] if told else b""
+    return int(info["size"]), int.from_bytes(version, "big")
 
 
 def open_file(url: str) -> io.IOBase:

@@ -10,10 +10,11 @@ import numpy as np
 
 from mcbeit.errors import DataError
 from mcbeit.preprocess import COLOURS
-from mcbeit.sources import location
+from mcbeit.sources import location, tar_cache
 from mcbeit.sources.labels import Numbered, number_labels
+from mcbeit.sources.location import Stamp
 from mcbeit.sources.source import Damage, Described, PackedNames, suffixes
-from mcbeit.sources.tar_index import Shard, index_shard
+from mcbeit.sources.tar_index import Shard, read_index, reason_of
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 THREADS = 8  # shards that are indexed at a time: it is waiting for storage, mostly
@@ -70,7 +71,7 @@ def open_tar(shards: Sequence[str], *, channels: int = COLOURS) -> TarSource:
                 "into a plain .tar (gunzip, bunzip2, unxz or unzstd: images hardly shrink anyway)"
             )
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda shard: index_shard(shard, suffixes(channels)), shards))
+        found = list(pool.map(lambda shard: _index(shard, suffixes(channels)), shards))
     _drop_incomplete(found)
     if not any(shard.names for shard in found):
         others = ", ".join(f"{count} x {suffix}" for suffix, count in found[0].passed_over.most_common(4))
@@ -78,6 +79,21 @@ def open_tar(shards: Sequence[str], *, channels: int = COLOURS) -> TarSource:
         why = reasons[0] if reasons else f"found {others or 'no files at all'}"
         raise DataError(f"there is no image in {len(shards)} tar files such as '{shards[0]}' ({why})")
     return TarSource(found, channels)
+
+
+def _index(name: str, suffixes: frozenset[str]) -> Shard:
+    """Kept or read. Raises DataError if the file is not there; other trouble is the shard's `reason`."""
+    try:
+        stamp = location.stamp_of(name)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no tar file '{name}'") from error
+    except OSError as error:
+        return Shard(name, Stamp(0, 0), reason=reason_of(error))
+    if (kept := tar_cache.recall(name, stamp, suffixes)) is not None:
+        return kept
+    shard = read_index(name, stamp, suffixes)
+    tar_cache.keep(shard, suffixes)
+    return shard
 
 
 def _drop_incomplete(shards: Sequence[Shard]) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-from mcbeit.errors import DataError
 from mcbeit.sources import location
 from mcbeit.sources.files import suffix_of
 from mcbeit.sources.location import Stamp
@@ -62,20 +61,15 @@ class Member(NamedTuple):
         return self.name[len(self.key) :].lower()
 
 
-def index_shard(name: str, suffixes: frozenset[str]) -> Shard:
-    """Read the headers of a tar file. Raises DataError if it is not there; other trouble is the shard's `reason`."""
-    try:
-        shard = Shard(name, location.stamp_of(name))
-    except FileNotFoundError as error:
-        raise DataError(f"there is no tar file '{name}'") from error
-    except OSError as error:
-        return Shard(name, Stamp(0, 0), reason=_reason(error))
+def read_index(name: str, stamp: Stamp, suffixes: frozenset[str]) -> Shard:
+    """Read the headers of a tar file that is there; trouble is the shard's `reason`."""
+    shard = Shard(name, stamp)
     try:
         with location.open_file(name) as file:
             for _, sample in groupby(_members(file, shard), key=lambda member: member.key):
                 _add(shard, file, list(sample), suffixes)
     except OSError as error:
-        shard.reason = _reason(error)
+        shard.reason = reason_of(error)
     return shard
 
 
@@ -152,5 +146,6 @@ def _read(file: io.IOBase, member: Member) -> bytes:
     return file.read(member.size)
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """What went wrong, in one line."""
     return " ".join(str(error.strerror or error).split())
