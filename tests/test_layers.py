@@ -25,8 +25,8 @@ ONLY_IN = {
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }
 NOT_LOADED_WITH = {  # not by the module itself, nor by anything that it loads
-    "mcbeit": {"torch", "torchvision", "timm", "ray"},
-    "mcbeit.cli": {"torch", "torchvision", "timm", "ray"},
+    "mcbeit": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile"},
+    "mcbeit.cli": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile"},
     "mcbeit.serve": {"torch", "torchvision", "timm"},
 }
 

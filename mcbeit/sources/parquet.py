@@ -139,7 +139,7 @@ def _large_groups(tables: Sequence[Table]) -> list[str]:
     megabytes = size / num_groups / 2**20
     return [
         f"the row groups of '{tables[0].name}' have {rows / num_groups:.0f} rows and {megabytes:.0f} MB on average, "
-        "and each image that is read costs reading so much; docs/data.md shows how to write smaller ones"
+        "and each image that is read costs reading so much; docs/sources.md shows how to write smaller ones"
     ]
 
 
