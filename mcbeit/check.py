@@ -185,9 +185,10 @@ def _groups(hashes: Hashes, readable: Bool[np.ndarray, " image"]) -> Iterator[In
     """The numbers of images with the same hash, two or more together."""
     images = np.flatnonzero(readable)
     order = images[np.lexsort((hashes[images, 1], hashes[images, 0]))]
-    is_new = np.any(hashes[order[1:]] != hashes[order[:-1]], axis=1)
-    groups = np.split(order, np.flatnonzero(is_new) + 1)
-    found = [np.sort(group) for group in groups if len(group) > 1]
+    is_same = np.all(hashes[order[1:]] == hashes[order[:-1]], axis=1)
+    # runs of equal neighbours alone, not one object per image
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_same, [False]]).astype(np.int8)))
+    found = [np.sort(order[start : end + 1]) for start, end in edges.reshape(-1, 2)]
     yield from sorted(found, key=lambda group: int(group[0]))
 
 

@@ -53,6 +53,8 @@ def _open_one(place: str, kind: SourceKind, folders: FolderKind, channels: int) 
 
 def _kind_of(path: str, kind: SourceKind, folders: FolderKind, channels: int) -> SourceKind:
     """The kind of one location. Raises DataError if it is not there, or is not what was asked for."""
+    if kind in ("auto", *SHARD_SUFFIXES) and _is_remote_shard(path):
+        return _kind_of_file(path, channels) if kind == "auto" else kind
     if not location.exists(path):
         raise DataError(f"there is no image source at '{path}' (looked from {Path.cwd()}){_how_to_make(Path(path))}")
     is_folder = location.is_folder(path)
@@ -102,7 +104,7 @@ def _open_shards(shards: Sequence[str], kind: SourceKind, channels: int) -> Imag
 
 def _shards(path: str, kind: SourceKind) -> list[str]:
     """The file itself, or the shards below a folder, sorted. Raises DataError if there are none."""
-    if not location.is_folder(path):
+    if _is_remote_shard(path) or not location.is_folder(path):
         return [path]
     suffix = SHARD_SUFFIXES[kind]
     found = [location.join(path, name) for name in location.walk(path) if suffix_of(name) == suffix]
@@ -111,6 +113,11 @@ def _shards(path: str, kind: SourceKind) -> list[str]:
     if kind == "parquet":
         check_splits(path, found)
     return found
+
+
+def _is_remote_shard(path: str) -> bool:
+    """By its name: there may be thousands, and asking for each takes long. Whether it is there, opening it tells."""
+    return location.is_url(path) and path.endswith(tuple(SHARD_SUFFIXES.values()))
 
 
 def _how_to_make(path: Path) -> str:

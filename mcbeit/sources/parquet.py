@@ -9,6 +9,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from mcbeit.sources.parquet_table import Rows, Table, describe_table, read_rows
 from mcbeit.sources.source import Damage, Described
 
 CACHE_BYTES = 64 * 2**20  # of row groups that a process keeps; one at least
-LARGE_GROUP = 16 * 2**20  # bytes; reading as much takes longer than decoding an image
+THREADS = 8  # files that are described at a time: it is waiting for storage, mostly
+LARGE_GROUP = 4 * 2**20  # bytes; reading as much takes about as long as decoding an image
 
 _SPLIT_FILE = re.compile(r"(.+)-\d+-of-\d+(-\w+)?\.parquet")
 _SPLIT_FOLDERS = ("train", "test", "validation", "val", "valid", "dev")
@@ -97,7 +99,8 @@ def open_parquet(files: Sequence[str], *, channels: int = COLOURS) -> ParquetSou
     Files that cannot be read are left out and noted. Raises DataError if a file is not there or has no column of
     images, or if there is no row in any of them.
     """
-    tables = [describe_table(file) for file in files]
+    with ThreadPoolExecutor(THREADS) as pool:
+        tables = list(pool.map(describe_table, files))
     if not any(table.num_rows for table in tables):
         reason = next((f"'{table.name}': {table.reason}" for table in tables if table.reason), "they have no rows")
         raise DataError(f"there is no image in {len(files)} parquet files such as '{files[0]}' ({reason})")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mcbeit.errors import DataError
@@ -20,30 +21,29 @@ _SIGNS = ("etag", "md5", "crc", "digest", "modified", "mtime", "created")  # of 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
     files, path = _connect(url)
-    return bool(files.exists(path))
+    with _listing(url):
+        return bool(files.exists(path))
 
 
 def is_folder(url: str) -> bool:
     """Whether it is there and holds files."""
     files, path = _connect(url)
-    return bool(files.isdir(path))
+    with _listing(url):
+        return bool(files.isdir(path))
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The file, or a part of it. Raises OSError."""
     files, path = _connect(url)
-    try:
+    with _os_errors(url):
         return bytes(files.cat_file(path, start=start, end=end))
-    except OSError:
-        raise
-    except Exception as error:  # each driver has errors of its own
-        raise OSError(f"'{url}' cannot be read: {error}") from error
 
 
 def size_and_version(url: str) -> tuple[int, int]:
     """Bytes, and a hash of what tells that a file has changed; 0 if its storage does not tell. Raises OSError."""
     files, path = _connect(url)
-    info = files.info(path)
+    with _os_errors(url):
+        info = files.info(path)
     told = {key: str(value) for key, value in info.items() if any(sign in key.lower() for sign in _SIGNS)}
     version = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()[:7] if told else b""
     return int(info["size"]), int.from_bytes(version, "big")
@@ -52,14 +52,16 @@ def size_and_version(url: str) -> tuple[int, int]:
 def open_file(url: str) -> io.IOBase:
     """The file for reading from anywhere in it. Raises OSError."""
     files, path = _connect(url)
-    return files.open(path, "rb")
+    with _os_errors(url):
+        return files.open(path, "rb")
 
 
 def walk(root: str) -> Iterator[str]:
     """The relative paths of all files below a folder, in the order of `location.walk`; hidden folders are left out."""
     files, path = _connect(root)
     base = path.rstrip("/") + "/" if path.rstrip("/") else ""
-    found = [name.removeprefix(base).lstrip("/").split("/") for name in files.find(path)]
+    with _listing(root):
+        found = [name.removeprefix(base).lstrip("/").split("/") for name in files.find(path)]
     shown = [parts for parts in found if not any(folder.startswith(".") for folder in parts[:-1])]
     for parts in sorted(shown, key=lambda parts: [*((True, folder) for folder in parts[:-1]), (False, parts[-1])]):
         yield "/".join(parts)
@@ -70,7 +72,8 @@ def match(pattern: str) -> list[str]:
     if "::" in pattern:
         raise DataError(f"'{pattern}' is a pattern in a chain of URLs; name the folder, or each file")
     files, path = _connect(pattern)
-    return sorted(files.unstrip_protocol(name) for name in files.glob(path))
+    with _listing(pattern):
+        return sorted(files.unstrip_protocol(name) for name in files.glob(path))
 
 
 def join(root: str, path: str) -> str:
@@ -89,6 +92,29 @@ def parent(url: str) -> str:
     link, rest = _first_link(url)
     folder = link.rpartition("/")[0]
     return (f"{folder}/" if folder.endswith(("/", ":")) else folder) + rest
+
+
+@contextmanager
+def _os_errors(url: str) -> Iterator[None]:
+    """Each driver has errors of its own; here they are all OSErrors."""
+    try:
+        yield
+    except (OSError, DataError):
+        raise
+    except Exception as error:
+        raise OSError(f"'{url}' cannot be read: {error}") from error
+
+
+@contextmanager
+def _listing(url: str) -> Iterator[None]:
+    """Images of a folder that cannot be listed would be missing without a word."""
+    try:
+        with _os_errors(url):
+            yield
+    except OSError as error:
+        raise DataError(
+            f"the files below '{url}' cannot be listed: {error}; check the URL and its permissions"
+        ) from error
 
 
 def _first_link(url: str) -> tuple[str, str]:

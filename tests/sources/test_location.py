@@ -132,6 +132,8 @@ def test_open_source__says_what_a_url_lacks(monkeypatch) -> None:
     assert "is no URL that fsspec can open: Protocol not known: nosuch" in message("nosuch://x")
     assert "cannot be opened" in message("zip://::/no/such/file.zip")
     assert "there is no image source at 'memory://nowhere'" in message("memory://nowhere")
+    assert message("memory://nowhere/{0..2}.tar") == "there is no tar file 'memory://nowhere/0.tar'"
+    assert message("memory://nowhere/x.parquet") == "there is no parquet file 'memory://nowhere/x.parquet'"
     assert message("memory://nowhere/*.tar").startswith("nothing matches")
     assert "is a pattern in a chain of URLs" in message("zip://*.png::/x.zip")
 
@@ -143,9 +145,14 @@ def test_read__turns_errors_of_drivers_into_os_errors(memory, monkeypatch) -> No
     def fail(*_: object, **__: object) -> bytes:
         raise ValueError("the line is down")
 
-    monkeypatch.setattr(type(memory), "cat_file", fail)
+    for action in ("cat_file", "exists", "find", "glob", "info"):
+        monkeypatch.setattr(type(memory), action, fail)
     with pytest.raises(OSError, match=r"'memory://a/x\.png' cannot be read: the line is down"):
         source.read(0)
+    for url in ("memory://a", "memory://a/*.tar"):
+        assert f"'{url}' cannot be listed: '{url}' cannot be read: the line is down; check" in message(url)
+    assert "the line is down" in message("memory://a/x.tar")
+    assert "the line is down" in message("memory://a/x.parquet")
 
 
 def test_handles__are_few_and_closed(tmp_path, monkeypatch) -> None:
