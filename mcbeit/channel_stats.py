@@ -62,23 +62,27 @@ def measure_channels(config: DataConfig, *, num_images: int | None = None, seed:
     indices = pick(source, num_images, seed)
     total: Moments | None = None
     num_readable = 0
+    reasons: set[str] = set()
     for found in scan(source, indices, image_moments, config, title="stats"):
-        if found is not None:
-            total = found if total is None else combine(total, found)
-            num_readable += 1
+        if isinstance(found, str):
+            reasons.add(found)
+            continue
+        total = found if total is None else combine(total, found)
+        num_readable += 1
     if total is None:
-        raise DataError(f"none of {len(indices)} images such as '{source.name(int(indices[0]))}' can be read")
+        why = "; ".join(sorted(reasons)[:3])
+        raise DataError(f"none of {len(indices)} images such as '{source.name(int(indices[0]))}' can be read: {why}")
     std = np.sqrt(total.squares / total.num_pixels)
     columns = (values.tolist() for values in (total.mean, std, total.low, total.high))
     return ChannelStats(num_readable, len(indices) - num_readable, *columns)
 
 
-def image_moments(source: ImageSource, index: int) -> Moments | None:
-    """Of one image of a source; None if it cannot be read."""
+def image_moments(source: ImageSource, index: int) -> Moments | str:
+    """Of one image of a source; or why it cannot be read."""
     try:
         pixels = np.asarray(decode_image(source.read(index), source.channels))
-    except (ImageError, OSError):
-        return None
+    except (ImageError, OSError) as error:
+        return " ".join(str(error).split())
     return moments(pixels)
 
 

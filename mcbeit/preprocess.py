@@ -233,6 +233,8 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile:
     except Image.DecompressionBombError as error:
         raise ImageError("far too many pixels: a decompression bomb") from error
     except Exception as error:
+        if str(error) == "unknown pixel mode":
+            raise ImageError("the TIFF file has other channels or numbers than an ordinary image") from error
         raise ImageError(f"the {plugin.format} header is corrupt") from error
     if image.width * image.height > max_pixels:
         raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")

@@ -50,7 +50,7 @@ def test_measure_channels__of_some_images(tmp_path) -> None:
 
 def test_measure_channels__without_a_readable_image_is_an_error(tmp_path) -> None:
     write_images(tmp_path, {"bad.png": b"bad"})
-    with pytest.raises(DataError, match=r"none of 1 images such as '.*bad\.png' can be read"):
+    with pytest.raises(DataError, match=r"none of 1 images such as '.*bad\.png' can be read: not a JPEG"):
         measure_channels(DataConfig(source=str(tmp_path), num_workers=0))
 
 
@@ -93,3 +93,4 @@ def test_data_stats__of_the_wrong_number_of_channels_is_an_error(tmp_path: Path)
     result = run(str(write_planes(tmp_path, count=2)), "data.channels=4")
     assert result.exit_code == 2
     assert "none of 2 images" in result.stderr
+    assert "no axis has data.channels=4" in result.stderr

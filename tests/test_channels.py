@@ -9,17 +9,18 @@ import pytest
 import torch
 from images import encode, photo
 from PIL import Image
+from shards import write_parquet, write_tar
 from tiny import CHANNELS, pretrain_config, tokenizer_config, write_planes, write_shapes
 
 from mcbeit.augment import CropConfig, View, normalise, read_views
 from mcbeit.bench.report import report
 from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import dump
-from mcbeit.data import DataConfig
+from mcbeit.data import DataConfig, ViewDataset, batch_keys, make_loader
 from mcbeit.errors import ConfigError, ImageError
 from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain import pretrain
-from mcbeit.sources import open_source
+from mcbeit.sources import ImageSource, open_source
 from mcbeit.tokenizer_choice import load_dvae
 from mcbeit.tokenizer_training import train_tokenizer
 
@@ -172,3 +173,26 @@ def test_report__of_five_channels(finished: Path) -> None:
 def test_data_config__opens_with_its_channels(finished: Path) -> None:
     source = DataConfig(source=str(finished / "train"), channels=5).open()
     assert (source.channels, len(source)) == (5, 25)
+
+
+# batches, wherever the planes lie
+
+
+def batches(source: ImageSource, steps: range, num_workers: int = 0) -> list[torch.Tensor]:
+    dataset = ViewDataset(source, seed=1, crop=CropConfig(), views=(View(16, "bicubic"),))
+    keys = batch_keys(len(source), 5, 1, steps)
+    return [batch.views[0] for batch in make_loader(dataset, keys, 5, num_workers=num_workers, pin=False)]
+
+
+def test_batches__of_planes_are_the_same_from_every_kind_step_and_process(tmp_path: Path) -> None:
+    folder = write_planes(tmp_path / "folder")
+    source = open_source(str(folder), channels=5)
+    images = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+    write_tar(tmp_path / "x.tar", images)
+    write_parquet(tmp_path / "x.parquet", list(images.values()))
+    wanted = batches(source, range(6))
+    assert (wanted[0].dtype, wanted[0].shape) == (torch.float32, (5, 5, 16, 16))
+    for place in (tmp_path / "folder", tmp_path / "x.tar", tmp_path / "x.parquet"):
+        found = open_source(str(place), channels=5)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, batches(found, range(6), 2), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(wanted[2:], batches(found, range(2, 6)), strict=True))

@@ -172,6 +172,11 @@ def test_decode_image__of_three_channels_is_rgb() -> None:
     assert np.array_equal(np.asarray(image), photo())
 
 
+def test_decode_image__of_three_channels_says_what_is_no_ordinary_tiff() -> None:
+    with pytest.raises(ImageError, match="the TIFF file has other channels or numbers than an ordinary image"):
+        decode_image(tiff(planes(), photometric="minisblack", planarconfig="contig"), 3)
+
+
 def test_as_planes__takes_files_and_arrays(tmp_path) -> None:
     values = planes()
     (tmp_path / "x.npy").write_bytes(npy(values))
