@@ -15,15 +15,18 @@ PIP_SHOWS := $(shell test -t 2 && echo --progress-bar on || echo --quiet --quiet
 # What a command leaves in the temporary folder goes when the command ends.
 IN_TMP := tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$tmp && export TMPDIR &&
 
-.PHONY: help setup test check format demo clean new-torch
+.PHONY: help setup test test-faults check format demo clean new-torch
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv with everything that training, tests and checks need
 
 test: $(READY) ## run the tests
 	@$(IN_TMP) $(BIN)/pytest -q
+
+test-faults: $(READY) ## run the long tests that kill workers, drivers and disks
+	@$(IN_TMP) $(BIN)/pytest -q -m faults -s
 
 check: $(READY) ## check format, lint and types
 	@$(BIN)/ruff format --check --quiet . || { echo "error: badly formatted files; run 'make format'" >&2; exit 1; }
@@ -56,5 +59,5 @@ $(READY): pyproject.toml $(if $(STORED),$(if $(subst x$(TORCH),,x$(STORED)),new-
 	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) $(TORCH)
 	@echo '$(TORCH)' > $(VENV)/.torch
 	@echo "installing mcbeit with what it needs"
-	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) --editable '.[cpu,data,dev,emoji]'
+	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) --editable '.[cpu,data,dev,emoji,ray]'
 	@touch $@

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mcbeit.device import Precision
 from mcbeit.preprocess import Preprocess
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.probe import (
     EVAL_BATCH,
     OnlineProbe,

@@ -13,7 +13,7 @@ from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import RunError
 from mcbeit.jobs import load_job
 from mcbeit.masked import MaskedImageModel
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import load_tokenizer
 from mcbeit.vit import VisionTransformer

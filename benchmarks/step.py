@@ -16,11 +16,13 @@ import torch
 
 from mcbeit.data import Batch
 from mcbeit.device import choose_device, choose_precision, matmul_peak, synchronise
+from mcbeit.group import ALONE
 from mcbeit.jobs import load_job
 from mcbeit.masked import MaskedImageModel
 from mcbeit.masking import num_masked
 from mcbeit.optim import make_optimizer
-from mcbeit.pretrain import PretrainConfig, Pretraining, estimate_cost, train_step
+from mcbeit.pretrain import train_step
+from mcbeit.pretrain_setup import PretrainConfig, Pretraining, estimate_cost
 from mcbeit.state import TrainingState
 from mcbeit.vit import VisionTransformer
 from mcbeit.vqgan import GumbelVQGAN
@@ -41,7 +43,8 @@ def make_parts(batch: int, masks: int, precision: str, *, compiled: bool) -> Pre
     state.numbers["temperature"] = 4.0
     if compiled:
         model.compile()
-    return Pretraining(config, device, chosen, tokenizer, chosen.dtype, model, state, estimate_cost(config, tokenizer))
+    cost = estimate_cost(config, tokenizer)
+    return Pretraining(config, ALONE, device, chosen, tokenizer, chosen.dtype, model, model, state, cost)
 
 
 def make_batch(parts: Pretraining) -> Batch:
@@ -52,7 +55,8 @@ def make_batch(parts: Pretraining) -> Batch:
     ids = torch.stack([torch.randperm(patches)[:count].sort().values for _ in range(masks)])
     mask = torch.zeros(masks, patches, dtype=torch.bool).scatter(1, ids, True)
     views = [torch.randint(0, 256, (crops, 3, size, size), dtype=torch.uint8) for size in (224, 112)]
-    return Batch(torch.arange(crops), views, mask, ids, []).to(parts.device)
+    dice = torch.rand(masks, parts.model.backbone.num_dice)
+    return Batch(torch.arange(crops), views, mask, ids, dice, []).to(parts.device)
 
 
 def seconds_of_step(parts: Pretraining, batch: Batch) -> float:

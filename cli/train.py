@@ -1,5 +1,8 @@
 """`mcbeit train`: tokenizers and backbones."""
 
+import signal
+import sys
+
 import click
 
 
@@ -7,23 +10,43 @@ import click
 @click.argument("preset", metavar="PRESET|FILE")
 @click.argument("assignments", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint; start it if there is none.")
+@click.option("--workers", metavar="N|MIN-MAX", help="Under Ray Train with so many processes; elastic with MIN-MAX.")
+@click.option("--gpus-per-worker", type=click.FloatRange(0), help="Default: 1 where the cluster has GPUs.")
+@click.option("--address", help="Of a Ray cluster, or auto. Default: this machine, a cluster of its own.")
 @click.option("--print-config", is_flag=True, help="Print the resolved config with its cost, and stop.")
-def command(preset: str, assignments: tuple[str, ...], resume: bool, print_config: bool) -> None:
+def command(
+    preset: str,
+    assignments: tuple[str, ...],
+    resume: bool,
+    workers: str | None,
+    gpus_per_worker: float | None,
+    address: str | None,
+    print_config: bool,
+) -> None:
     """Train a tokenizer or a backbone by a preset's name or a config file, with KEY=VALUE overrides.
 
     \b
     mcbeit train mcbeit-tiny data.source=~/photos       your images, one command
     mcbeit train demo --print-config                    what it is and what it costs
     mcbeit train runs/demo/config.yaml run=runs/again   repeat a run
+    mcbeit train demo --workers 2                       two processes under Ray Train
     """
-    from mcbeit.jobs import describe_job, load_job, run_job
+    from mcbeit.distributed import Scale, launch
+    from mcbeit.errors import ConfigError, Interrupted
+    from mcbeit.jobs import describe_job, load_job
 
     config = load_job(preset, assignments)
     if print_config:
         click.echo(describe_job(config), nl=False)
         return
+    if workers is None and (gpus_per_worker is not None or address is not None):
+        raise ConfigError("--gpus-per-worker and --address say how Ray Train is used; name the --workers too")
+    scale = None if workers is None else Scale.parse(workers, gpus_per_worker, address)
     try:
-        summary = run_job(config, resume=resume)
+        summary = launch(config, resume=resume, scale=scale)
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        sys.exit(128 + (stopped.signal or signal.SIGINT))
     except KeyboardInterrupt:
         click.echo(
             f"stopped; go on from the last checkpoint of {config.run} with the same command and --resume", err=True

@@ -4,6 +4,7 @@ checkpoints/step-00000468/model.safetensors       parameters; `backbone.` before
 checkpoints/step-00000468/optimizer.safetensors   and further tensor groups (random, teacher)
 checkpoints/step-00000468/manifest.json           step, numbers, and the size of every file
 checkpoints/best.json                             which step had the best metric
+checkpoints/base.json                             from which step the last skipped one can be repeated
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from mcbeit.config import Config
 from mcbeit.errors import RunError
+from mcbeit.group import Group
+from mcbeit.parallel import placed_like
 
 FORMAT = 1
 TensorGroup = Mapping[str, Tensor]
@@ -75,7 +78,10 @@ class CheckpointFolder:
 
     def best(self) -> dict[str, Any] | None:
         """Step, metric and value of the best checkpoint, if one was marked."""
-        file = self.path / "best.json"
+        return self._note("best")
+
+    def _note(self, name: str) -> dict[str, Any] | None:
+        file = self.path / f"{name}.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def is_best(self, metric: str, value: float) -> bool:
@@ -106,13 +112,23 @@ class CheckpointFolder:
             raise error
         return None
 
+    def keep_base(self, step: int) -> None:
+        """Keep the newest checkpoint from which `step` can be repeated, until another is asked for."""
+        earlier = [found for found in self.steps() if found <= step]
+        if earlier:
+            write_json(self.path / "base.json", {"step": earlier[-1]})
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of a step. Raises RunError if it is incomplete or damaged."""
+        return load_checkpoint(self.folder(step))
+
     def folder(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.path / f"step-{step:08d}"
 
     def _prune(self) -> None:
-        steps, best = self.steps(), self.best()
-        kept = {*steps[-self.keep :], *([best["step"]] if best else [])}
+        steps = self.steps()
+        kept = {*steps[-self.keep :], *(note["step"] for note in (self.best(), self._note("base")) if note)}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.folder(step))
@@ -130,6 +146,24 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except SafetensorError as error:
         raise RunError(f"the checkpoint '{folder}' is damaged ({error}); remove this folder") from error
     return Checkpoint(manifest["step"], groups, manifest["numbers"])
+
+
+def share_checkpoint(checkpoint: Checkpoint | None, group: Group) -> Checkpoint | None:
+    """The first worker's checkpoint, in all of them: only that worker has to see the run folder."""
+    groups = {} if checkpoint is None or not group.is_first else checkpoint.tensors
+
+    def head() -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        layout = {name: {key: (t.shape, t.dtype) for key, t in tensors.items()} for name, tensors in groups.items()}
+        return None if checkpoint is None else (checkpoint.step, checkpoint.numbers, layout)
+
+    if (found := group.first(head)) is None:
+        return None
+    step, numbers, layout = found
+    for name, tensors in layout.items():
+        received = groups.setdefault(name, {})
+        for key, (shape, dtype) in tensors.items():
+            group.broadcast(received.setdefault(key, torch.empty(shape, dtype=dtype)))
+    return Checkpoint(step, groups, numbers)
 
 
 def is_complete(folder: Path) -> bool:
@@ -155,8 +189,9 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: TensorGrou
         index, _, field = name.partition(".")
         like = parameters[int(index)]
         # fused optimisers walk through memory: the state must lie in the memory format of its parameter
-        placed = value if value.shape != like.shape else torch.empty_like(like, dtype=value.dtype).copy_(value)
-        state.setdefault(int(index), {})[field] = placed
+        if value.shape == like.shape:
+            value = torch.empty_like(like, dtype=value.dtype).copy_(placed_like(value, like))
+        state.setdefault(int(index), {})[field] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

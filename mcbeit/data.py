@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -90,6 +90,7 @@ class Sample(NamedTuple):
     image: int  # its number in the source: that of the replacement, if the one asked for is corrupt
     views: list[Shaped[Tensor, "channel size size"]]  # empty if MAX_TRIES images in a row cannot be read
     masks: Bool[Tensor, "mask patch"]
+    dice: Float[Tensor, "mask die"]
     corrupt: list[Corrupt]
 
 
@@ -101,6 +102,7 @@ class Batch(NamedTuple):
     views: list[Tensor]
     masks: Bool[Tensor, "image_mask patch"]
     patch_ids: Int[Tensor, "image_mask masked"]  # the masked patches, ascending
+    dice: Float[Tensor, "image_mask die"]  # uniform in [0, 1): what the model's own choices are made by
     corrupt: list[Corrupt]
 
     def to(self, device: torch.device) -> "Batch":
@@ -109,6 +111,7 @@ class Batch(NamedTuple):
             views=[view.to(device, non_blocking=True) for view in self.views],
             masks=self.masks.to(device, non_blocking=True),
             patch_ids=self.patch_ids.to(device, non_blocking=True),
+            dice=self.dice.to(device, non_blocking=True),
         )
 
 
@@ -147,8 +150,9 @@ class ViewDataset(Dataset[Sample]):
         grid: Grid = (1, 1),
         mask: MaskConfig | None = None,
         masks_per_image: int = 1,
+        num_dice: int = 0,
     ) -> None:
-        self.source, self.seed, self.crop, self.views = source, seed, crop, views
+        self.source, self.seed, self.crop, self.views, self.num_dice = source, seed, crop, views, num_dice
         self.grid, self.mask, self.masks_per_image = grid, mask, masks_per_image
 
     def __len__(self) -> int:
@@ -159,7 +163,8 @@ class ViewDataset(Dataset[Sample]):
         index, views, corrupt = self._read(key.image, rng)
         masks = [draw_mask(self.grid, self.mask, rng).reshape(-1) for _ in range(self.masks_per_image) if self.mask]
         stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
-        return Sample(index, views, torch.from_numpy(stacked), corrupt)
+        dice = rng.random((self.masks_per_image, self.num_dice), dtype=np.float32)
+        return Sample(index, views, torch.from_numpy(stacked), torch.from_numpy(dice), corrupt)
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[int, list[Tensor], list[Corrupt]]:
         corrupt: list[Corrupt] = []
@@ -182,6 +187,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         views=[torch.stack(views) for views in zip(*(s.views for s in samples), strict=True)] if is_whole else [],
         masks=masks,
         patch_ids=masked_patch_ids(masks) if len(masks) else torch.zeros((0, 0), dtype=torch.int64),
+        dice=torch.cat([sample.dice for sample in samples]),
         corrupt=[bad for sample in samples for bad in sample.corrupt],
     )
 
@@ -216,9 +222,12 @@ def make_loader(
     )
 
 
-def auto_workers(config: DataConfig) -> int:
-    """Loader processes: as configured, or half of the cores that this process may use, at most 8."""
-    return config.num_workers if config.num_workers != "auto" else min(8, max(1, int(num_cores() / 2)))
+def auto_workers(config: DataConfig, *, sharing: int = 1) -> int:
+    """Loader processes: as configured, or half of the cores that this process may use, at most 8.
+
+    `sharing` processes share the cores.
+    """
+    return config.num_workers if config.num_workers != "auto" else min(8, max(1, int(num_cores() / 2 / sharing)))
 
 
 class CorruptImages:
@@ -249,13 +258,12 @@ class CorruptImages:
         """How many images cannot be read, and where to look."""
         return f"{self._share()} cannot be read; {self.path} lists them"
 
-    def add(self, batch: Batch) -> None:
-        """Record what a batch reports. Raises DataError above the allowed fraction, or if the batch gave up."""
-        fresh = {self.source.name(bad.image): bad.reason for bad in batch.corrupt}
+    def add(self, corrupt: Sequence[Corrupt]) -> None:
+        """Record what batches report. Raises DataError above the allowed fraction."""
+        fresh = {self.source.name(bad.image): bad.reason for bad in corrupt}
         fresh = {name: reason for name, reason in fresh.items() if name not in self._names}
         if fresh:
             self._record(fresh)
-        check_readable(batch, self.source)
 
     def _record(self, fresh: dict[str, str]) -> None:
         self._names.update(fresh)

@@ -19,6 +19,7 @@ class ComputeConfig(Config):
     precision: PrecisionName = "auto"
     compile: bool = False  # torch.compile: slow to start, faster afterwards
     gradient_checkpointing: bool = False  # less memory, about a third more work
+    shard: Literal["none", "fsdp"] = "none"  # fsdp: each worker keeps a part of every parameter, for ViT-L and beyond
     threads: int | None = Field(None, ge=1)  # of this process on the CPU; default: torch's choice
 
 

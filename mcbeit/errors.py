@@ -4,6 +4,8 @@
 class McbeitError(Exception):
     """The base of all errors that a user can mend. The message names the thing, what was found and what to do."""
 
+    is_shared = False  # whether all workers of a group raise it together
+
 
 class ConfigError(McbeitError):
     """A preset, a config file or a `key=value` override is wrong."""
@@ -19,3 +21,14 @@ class ImageError(McbeitError):
 
 class RunError(McbeitError):
     """A run folder, a checkpoint or the training itself is in a state that cannot go on."""
+
+
+class Interrupted(Exception):
+    """A training has ended early because somebody asked for it, and what it had done is saved."""
+
+    def __init__(self, message: str, signal: int | None = None) -> None:
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])

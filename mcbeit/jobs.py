@@ -12,10 +12,12 @@ from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError, DataError
 from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
-from mcbeit.pretrain import PretrainConfig, estimate_cost, first_run, pretrain
+from mcbeit.pretrain import pretrain
+from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run
 from mcbeit.tokenizer_plan import planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
+from mcbeit.worker import Worker
 
 Job = PretrainConfig | TokenizerConfig
 IMAGENET_IMAGES = 1_281_167  # what a preset whose images are not there is costed for
@@ -24,13 +26,7 @@ ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replac
 
 def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     """The config of a preset or file with overrides. Raises ConfigError with every mistake in it."""
-    values = override(read_values(source), map(_without_alias, assignments))
-    kind = values.get("job", "pretrain")
-    if kind == "pretrain":
-        return validate(PretrainConfig, values, origin=source)
-    if kind == "tokenizer":
-        return validate(TokenizerConfig, values, origin=source)
-    raise ConfigError(f"{source}: job must be pretrain or tokenizer, found {kind!r}")
+    return parse_job(override(read_values(source), map(_without_alias, assignments)), origin=source)
 
 
 def _without_alias(assignment: str) -> str:
@@ -38,11 +34,21 @@ def _without_alias(assignment: str) -> str:
     return ALIASES.get(key, key) + equals + value
 
 
-def run_job(config: Job, *, resume: bool = False) -> dict[str, Any]:
-    """Start or resume the run that `config` describes; returns its summary."""
+def run_job(config: Job, *, resume: bool = False, worker: Worker | None = None) -> dict[str, Any]:
+    """Start or resume the run that `config` describes; returns its summary. Each process of a group calls it."""
     if isinstance(config, PretrainConfig):
-        return pretrain(config, resume=resume)
-    return train_tokenizer(config, resume=resume)
+        return pretrain(config, resume=resume, worker=worker)
+    return train_tokenizer(config, resume=resume, worker=worker)
+
+
+def parse_job(values: dict[str, Any], *, origin: str) -> Job:
+    """The config of plain values. Raises ConfigError with every mistake in it."""
+    kind = values.get("job", "pretrain")
+    if kind == "pretrain":
+        return validate(PretrainConfig, values, origin=origin)
+    if kind == "tokenizer":
+        return validate(TokenizerConfig, values, origin=origin)
+    raise ConfigError(f"{origin}: job must be pretrain or tokenizer, found {kind!r}")
 
 
 def describe_job(config: Job) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mcbeit.config import Config
+from mcbeit.group import ALONE, Group
 from mcbeit.loss import Codes, multi_choice_loss, row_chunks
 from mcbeit.targets import entropy, gather_patches, mixing_weights, patch_affinity
 from mcbeit.vit import VisionTransformer, truncated_normal
@@ -78,9 +79,13 @@ class MaskedImageModel(nn.Module):
         patch_ids: Int[Tensor, "batch masked"],
         codes: Codes,
         teacher_features: Float[Tensor, "batch patch dim"] | None = None,
+        dice: Float[Tensor, "batch die"] | None = None,
     ) -> Prediction:
-        """The loss of a batch; `patch_ids` are the masked patches, `teacher_features` replace ours in the affinity."""
-        features = self.backbone.forward_tokens(images, mask)[:, 1:]
+        """The loss of a batch; `patch_ids` are the masked patches, `teacher_features` replace ours in the affinity.
+
+        `dice` are those of drop path.
+        """
+        features = self.backbone.forward_tokens(images, mask, dice)[:, 1:]
         mixing = self._mixing(features if teacher_features is None else teacher_features, patch_ids)
         loss = multi_choice_loss(
             gather_patches(features, patch_ids), self.lm_head.weight, self.lm_head.bias, codes, patch_ids, mixing
@@ -131,11 +136,11 @@ def measure(
     return found
 
 
-def summarise(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The measurements of a whole batch from those of its equal parts, as scalars.
+def summarise(parts: list[dict[str, Tensor]], group: Group = ALONE) -> dict[str, Tensor]:
+    """The measurements of a whole batch from those of its parts in all workers, as scalars; all parts count alike.
 
     `codes_used` counts the codes that are the best of some patch, `code_perplexity` how evenly they are.
     """
-    means = {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
+    means = {name: group.sum(torch.stack([part[name] for part in parts]).mean(dim=0)) / group.size for name in parts[0]}
     share = means.pop("code_counts")
     return {**means, "codes_used": (share > 0).sum(), "code_perplexity": entropy(share / share.sum()).exp()}

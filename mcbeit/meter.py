@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mcbeit.device import peak_memory
-from mcbeit.errors import RunError
 
 STUCK_MARGIN = 0.02  # nats below log V at which a loss has learned nothing
 STUCK_STEPS = 100  # before which that says nothing
@@ -20,9 +19,11 @@ STUCK_STEPS = 100  # before which that says nothing
 class StepResult(NamedTuple):
     """What a step leaves on the device; nothing here has been waited for."""
 
-    loss: Float[Tensor, ""]
+    loss: Float[Tensor, ""]  # mean over the batch, of all workers
     gradient_norm: Float[Tensor, ""]
     measurements: dict[str, Tensor]  # what costs time is measured at log steps only
+    skipped: Bool[Tensor, ""]  # whether the loss or the gradient was not finite, and nothing was learned
+    flags: Float[Tensor, " flag"]  # how many workers raise each of `agreement.Flags`
 
 
 class Meter:
@@ -35,12 +36,13 @@ class Meter:
 
     def _restart(self) -> None:
         self._loss = torch.zeros((), device=self.device)
-        self._steps, self._images, self._paused, self._since = 0, 0, 0.0, time.perf_counter()
+        self._steps = torch.zeros((), device=self.device)
+        self._images, self._paused, self._since = 0, 0.0, time.perf_counter()
 
     def count(self, result: StepResult, *, num_images: int) -> None:
         """Add a step, without waiting for the device."""
-        self._loss += result.loss
-        self._steps += 1
+        self._loss += torch.where(result.skipped, 0.0, result.loss)
+        self._steps += ~result.skipped
         self._images += num_images
         self._result = result
 
@@ -52,10 +54,13 @@ class Meter:
         self._paused += time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading and the measurements of the last step; waits for the device, once."""
+        """The means since the last reading and the measurements of the last step; waits for the device, once.
+
+        The loss is that of the steps that were not skipped, NaN if all were.
+        """
         assert self._result is not None
         values = {name: float(value) for name, value in self._result.measurements.items()}
-        values = {"loss": float(self._loss) / self._steps, **values}
+        values = {"loss": float(self._loss / self._steps), **values}
         if "target_entropy" in values:
             values["loss_above_entropy"] = float(self._result.loss) - values["target_entropy"]
         values["gradient_norm"] = float(self._result.gradient_norm)
@@ -69,19 +74,6 @@ class Meter:
             values["peak_memory_bytes"] = float(memory)
         self._restart()
         return values
-
-
-def check_finite(result: StepResult, step: int, *, scaled: bool) -> None:
-    """Raise RunError if a step has destroyed the model, before that is saved; waits for the device.
-
-    With loss scaling (`scaled`) an infinite gradient is normal: the step is skipped and the scale lowered.
-    """
-    loss, norm = float(result.loss), float(result.gradient_norm)
-    if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
-        raise RunError(
-            f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}. Nothing of this is saved; lower "
-            "optim.lr, set optim.clip_grad, or use compute.precision=fp32, and go on with --resume or start again"
-        )
 
 
 def is_due(every_epochs: float | None, steps_per_epoch: int, step: int, total: int) -> bool:

@@ -29,6 +29,7 @@ class OptimConfig(Config):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
     clip_grad: float | None = Field(3.0, gt=0)  # largest global norm of the gradient
+    max_skipped_steps: int = Field(5, ge=1)  # in a row, as their loss or gradient is not finite; then the run ends
 
     @model_validator(mode="after")
     def _rises_and_falls(self) -> "OptimConfig":

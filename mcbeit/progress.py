@@ -44,7 +44,11 @@ class Display:
 
     def advance(self, status: str | None = None) -> None:
         """One more step is done; `status` is a short text about how it goes."""
-        self.done += 1
+        self.update(self.done + 1, status)
+
+    def update(self, done: int, status: str | None = None) -> None:
+        """So many steps are done."""
+        self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
             if status is not None:

@@ -6,18 +6,29 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field
+from safetensors import SafetensorError
 
 import mcbeit
-from mcbeit.checkpoint import CheckpointConfig, CheckpointFolder, finite, write_bytes, write_json
+from mcbeit.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointFolder,
+    finite,
+    share_checkpoint,
+    write_bytes,
+    write_json,
+)
 from mcbeit.config import Config, Seed, UserPath, dump
 from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError
+from mcbeit.group import ALONE, Group
 from mcbeit.sources import ImageSource
 from mcbeit.state import TrainingState
 
@@ -50,31 +61,50 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(path / "checkpoints", keep=keep)
         self.metrics_file = path / "metrics.jsonl"
         self.corrupt_file = path / "corrupt.txt"
+        self.skipped_file = path / "skipped.jsonl"
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line of measurements."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+        with _writing("a line of measurements", self.path):
+            _append(self.metrics_file, record)
 
     def records(self) -> list[dict[str, Any]]:
         """All measurements so far."""
         return list(read_records(self.path))
 
-    def rewind(self, step: int) -> None:
-        """Forget measurements at or after `step`: they will be made again."""
-        kept = [record for record in self.records() if record["step"] < step]
-        write_bytes(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    def record_skip(self, record: Mapping[str, Any]) -> None:
+        """Note a step that was skipped; the checkpoint that it can be repeated from is kept."""
+        with _writing("the note of a skipped step", self.path):
+            _append(self.skipped_file, record)
+        self.checkpoints.keep_base(record["step"])
 
-    def go_on(self, state: TrainingState) -> list[str]:
+    def skipped_steps(self) -> list[dict[str, Any]]:
+        """The notes of all skipped steps."""
+        return list(_read_lines(self.skipped_file))
+
+    def rewind(self, step: int) -> None:
+        """Forget measurements and skips at or after `step`: they will be made again."""
+        for file in (self.metrics_file, self.skipped_file):
+            kept = [record for record in _read_lines(file) if record["step"] < step]
+            if kept or file.exists():
+                write_bytes(file, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def go_on(self, state: TrainingState, group: Group = ALONE) -> list[str]:
         """Bring `state` to the newest checkpoint that can be read, if there is one, and forget what was measured since.
 
         Returns what a person should hear: which damaged checkpoints were passed over. Raises RunError if all are.
         """
         passed_over: list[str] = []
-        if (checkpoint := self.checkpoints.newest(passed_over.append)) is not None:
+        checkpoint = group.each(lambda: self.checkpoints.newest(passed_over.append) if group.is_first else None)
+        if (checkpoint := share_checkpoint(checkpoint, group)) is not None:
             state.restore(checkpoint)
-        self.rewind(state.step)
+        group.first(lambda: self.rewind(state.step))
         return passed_over
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, and remove what is no longer kept. Raises RunError if the disk does not take it."""
+        with _writing(f"the checkpoint of step {checkpoint.step}", self.path):
+            self.checkpoints.save(checkpoint)
 
     def finish(self, numbers: dict[str, Any]) -> dict[str, Any]:
         """Note that the run is complete; returns its summary: the last measurements, `numbers`, the best checkpoint."""
@@ -97,9 +127,9 @@ class RunFolder:
 class MetricLog:
     """Where measurements go: metrics.jsonl and, if asked for, TensorBoard. A context manager."""
 
-    def __init__(self, run: RunFolder, config: LogConfig) -> None:
-        self.run, self._board = run, None
-        if config.tensorboard:
+    def __init__(self, run: RunFolder, config: LogConfig, group: Group = ALONE) -> None:
+        self.run, self.is_silent, self._board = run, not group.is_first, None
+        if config.tensorboard and not self.is_silent:
             from torch.utils.tensorboard import SummaryWriter
 
             # a resumed run takes back what it will write again
@@ -114,7 +144,9 @@ class MetricLog:
             self._board.close()
 
     def write(self, record: Mapping[str, float | int]) -> None:
-        """Add one line of measurements; `step` is the step that it belongs to."""
+        """Add one line of measurements; `step` is the step that it belongs to. Only the first worker's is kept."""
+        if self.is_silent:
+            return
         self.run.append(record)
         if self._board is not None:
             for name, value in record.items():
@@ -122,10 +154,11 @@ class MetricLog:
                     self._board.add_scalar(name, value, int(record["step"]))
 
 
-def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFolder:
+def open_run(config: RunConfig, source: ImageSource, *, resume: bool, named: Callable[[str], str] = str) -> RunFolder:
     """Make the folder of a new run, or with `resume` open one that exists; config and environment are written first.
 
-    A run that stopped before its first measurement counts as new, and with `resume` one without checkpoint may go on
+    `named` gives the config the names that people know, where the folder is a copy of what is kept elsewhere. A run
+    that stopped before its first measurement counts as new, and with `resume` one without checkpoint may go on
     with anything. Later the environment stays that of the start. Raises RunError if the folder belongs to something
     else, to a run that is not to be resumed, to another config, or to a source that has changed since.
     """
@@ -140,13 +173,13 @@ def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFold
             raise RunError(f"the run '{path}' exists already; go on with --resume, or choose another with run=FOLDER")
     goes_on = bool(run.checkpoints.steps())
     if goes_on:
-        _check_same(config, path)
+        _check_same(named(dump(config)), path)
         _check_source(source, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not goes_on:
             write_json(path / "env.json", {**environment(config.seed), "source": source.summary()})
-        write_bytes(path / "config.yaml", dump(config).encode())
+        write_bytes(path / "config.yaml", named(dump(config)).encode())
     except OSError as error:
         raise RunError(f"the run folder '{path}' cannot be written: {error.strerror}") from error
     return run
@@ -154,7 +187,28 @@ def open_run(config: RunConfig, source: ImageSource, *, resume: bool) -> RunFold
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The measurements of a run; a line that was cut off by a crash is passed over."""
-    file = path / "metrics.jsonl"
+    yield from _read_lines(path / "metrics.jsonl")
+
+
+@contextmanager
+def _writing(thing: str, path: Path) -> Iterator[None]:
+    """Raise RunError if the disk does not take it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(
+            f"{thing} cannot be written to '{path}': {reason}. Earlier checkpoints are untouched; make room or mend "
+            "the folder, and go on with --resume"
+        ) from error
+
+
+def _append(file: Path, record: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(finite(record)) + "\n")
+
+
+def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         if line.endswith("}"):
             yield json.loads(line)
@@ -193,12 +247,12 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.strip(), "dirty": bool(changes.strip())}
 
 
-def _check_same(config: Config, path: Path) -> None:
+def _check_same(config: str, path: Path) -> None:
     values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise RunError(f"'{path / 'config.yaml'}' holds no config; choose another folder with run=FOLDER")
     old = _flat(values)
-    new = _flat(yaml.safe_load(dump(config)))
+    new = _flat(yaml.safe_load(config))
     changed = [
         f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())

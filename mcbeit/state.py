@@ -2,10 +2,12 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mcbeit.checkpoint import (
     Checkpoint,
@@ -15,6 +17,14 @@ from mcbeit.checkpoint import (
     random_tensors,
 )
 from mcbeit.device import Precision
+from mcbeit.parallel import placed_like, whole
+
+
+class Applied(NamedTuple):
+    """What an optimiser step did, on the device."""
+
+    gradient_norm: Float[Tensor, ""]  # before clipping, over all parameters
+    skipped: Bool[Tensor, ""]
 
 
 @dataclass
@@ -38,18 +48,38 @@ class TrainingState:
         scaler = torch.amp.GradScaler(device.type, enabled=precision.scales_loss)
         return cls(model, optimizer, scaler, teacher)
 
-    def apply_gradients(self, lr: float, clip_grad: float | None) -> Tensor:
-        """One optimiser step; returns the gradient's global norm before clipping, on the device."""
+    def apply_gradients(self, lr: float, clip_grad: float | None, is_bad: Float[Tensor, ""]) -> Applied:
+        """One optimiser step; it changes nothing if `is_bad` is above 0 or the gradient's norm is not finite.
+
+        With loss scaling an infinite norm is normal: the scaler then skips the step by itself, and only `is_bad` counts
+        as skipped.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or float("inf"))
-        self.scaler.step(self.optimizer)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad or float("inf")))
+        skipped = is_bad > 0
+        if not self.scaler.is_enabled():
+            skipped = skipped | ~torch.isfinite(norm)
+        self._step_unless(skipped)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return norm
+        return Applied(norm, skipped)
+
+    def _step_unless(self, skipped: Bool[Tensor, ""]) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+        elif self.optimizer.defaults["fused"] and not self._is_sharded:  # asks its own flag, on the device
+            self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not bool(skipped):
+            self.optimizer.step()
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(next(self.model.parameters()), DTensor)
 
     @torch.no_grad()
     def update_teacher(self, student: nn.Module, decay: float) -> None:
@@ -58,10 +88,10 @@ class TrainingState:
             torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1 - decay)
 
     def checkpoint(self) -> Checkpoint:
-        """All of it, as a checkpoint of the finished steps."""
+        """All of it, as a checkpoint of the finished steps; all workers must ask for it."""
         tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
+            "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "optimizer": {name: whole(tensor) for name, tensor in optimizer_tensors(self.optimizer).items()},
             "random": random_tensors(),
         }
         if self.teacher is not None:
@@ -70,7 +100,9 @@ class TrainingState:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Undo `checkpoint` on a state that was built from the same config."""
-        self.model.load_state_dict(checkpoint.tensors["model"])
+        own = self.model.state_dict()
+        found = checkpoint.tensors["model"]
+        self.model.load_state_dict({n: placed_like(t, own[n]) if n in own else t for n, t in found.items()})
         load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
         load_random_tensors(checkpoint.tensors["random"])
         if self.teacher is not None:

@@ -15,6 +15,7 @@ from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import TokenizerChoice, load_tokenizer, require_path
 from mcbeit.tokenizer_training import TokenizerConfig, check_size, train_tokenizer
 from mcbeit.vqgan import GumbelVQGAN
+from mcbeit.worker import Worker
 
 
 def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
@@ -47,15 +48,15 @@ def tokenizer_run(
     return config.model_copy(update={"optim": config.optim.model_copy(update={"batch_size": num_images})})
 
 
-def get_tokenizer(
-    choice: TokenizerChoice, first: TokenizerConfig | None, grid: tuple[int, int], channels: int
-) -> Tokenizer:
-    """The tokenizer of a pretraining run, trained by the run `first` if there is one.
-
-    Raises ConfigError if its codes do not fit the patch grid, or if it takes other numbers of channels.
-    """
+def train_first(first: TokenizerConfig | None, worker: Worker) -> None:
+    """Finish the run that has to train the tokenizer first, if there is one: the work of one process."""
     if first is not None:
-        train_tokenizer(first, resume=True)
+        train_tokenizer(first, resume=True, worker=worker.alone())
+        worker.keep()
+
+
+def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int], channels: int) -> Tokenizer:
+    """The tokenizer of a pretraining run. Raises ConfigError if it does not fit the patch grid or the channels."""
     tokenizer = load_tokenizer(choice)
     _check_fit(tokenizer, grid, channels)
     return tokenizer

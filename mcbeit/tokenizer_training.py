@@ -7,6 +7,7 @@ a batch is pulled towards uniform, and codes that were the best of no patch for 
 import contextlib
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,13 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from mcbeit.agreement import NO_FLAGS, Flags, agree
 from mcbeit.augment import CropConfig, View, normalise
 from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config, UserPath
 from mcbeit.data import (
-    CorruptImages,
     DataConfig,
+    Key,
     ViewDataset,
     auto_workers,
     batch_keys,
@@ -32,17 +34,20 @@ from mcbeit.data import (
 from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision, thread_limit
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, RunError
-from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line
+from mcbeit.group import ALONE
+from mcbeit.meter import Meter, StepResult, is_due, status_line
 from mcbeit.multichannel import false_colours
 from mcbeit.optim import OptimConfig, crops_per_step, make_optimizer, steps_per_epoch
 from mcbeit.preprocess import COLOURS, Interpolation
-from mcbeit.progress import Display
 from mcbeit.runfolder import MetricLog, RunConfig, open_run
 from mcbeit.sources import source_notes
 from mcbeit.state import TrainingState
+from mcbeit.storage import is_remote, place_of
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
+from mcbeit.watch import Watch
+from mcbeit.worker import Worker
 
 DEFAULT_PERPLEXITY = 4.0  # choices per patch at the temperature that is stored with the tokenizer
 NUM_JUDGED = 512  # images that a finished tokenizer is judged on
@@ -96,21 +101,29 @@ def check_size(config: TokenizerConfig) -> None:
         raise ConfigError(f"image_size={config.image_size} must be a multiple of model.stride={config.model.stride}")
 
 
-def train_tokenizer(config: TokenizerConfig, *, resume: bool = False) -> dict[str, Any]:
+def train_tokenizer(config: TokenizerConfig, *, resume: bool = False, worker: Worker | None = None) -> dict[str, Any]:
     """Start or resume a tokenizer run and finish it; returns its summary, which is also RUN/summary.json.
 
-    Raises ConfigError, DataError or RunError, before any work where it can be known.
+    Raises ConfigError, DataError or RunError, before any work where it can be known, and Interrupted if it was asked to
+    stop. It is the work of one process.
     """
-    with thread_limit(config.compute.threads):
-        return _train(config, resume=resume)
+    worker = worker or Worker()
+    with thread_limit(config.compute.threads), worker.listening(), place_of(config.run) as place:
+        if not is_remote(config.run):
+            return _train(config, resume=resume, worker=worker)
+        here = config.model_copy(update={"run": str(place.path)})
+        return _train(here, resume=resume, worker=worker.placed(place))
 
 
-def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
+def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str, Any]:
     check_size(config)
+    if worker.group.size > 1:
+        raise ConfigError(f"a tokenizer is trained by one worker, found {worker.group.size}; use --workers 1")
+    worker.fetch()
     source = config.data.open()
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
-    run = open_run(config, source, resume=resume)
+    run = open_run(config, source, resume=resume, named=worker.named)
     if (summary := run.summary()) is not None:
         return summary
     device = choose_device()
@@ -123,29 +136,47 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
     dataset = ViewDataset(
         source, seed=config.seed, crop=config.crop, views=(View(config.image_size, config.interpolation),)
     )
-    keys = batch_keys(len(source), crops_per_step(config.optim, 1), config.seed, range(state.step, total))
+
+    def keys(steps: range) -> Iterator[list[Key]]:
+        return batch_keys(len(source), crops_per_step(config.optim, 1), config.seed, steps)
+
     loader = make_loader(
-        dataset, keys, config.optim.batch_size, num_workers=auto_workers(config.data), pin=device.type == "cuda"
+        dataset,
+        keys(range(state.step, total)),
+        config.optim.batch_size,
+        num_workers=auto_workers(config.data),
+        pin=device.type == "cuda",
     )
-    corrupt = CorruptImages(source, run.corrupt_file, max_fraction=config.data.max_corrupt_fraction)
+    watch = Watch(
+        run,
+        source,
+        state,
+        worker,
+        data=config.data,
+        max_skipped=config.optim.max_skipped_steps,
+        keys_of=lambda step: next(keys(range(step, step + 1))),
+    )
     meter = Meter(device)
     use = torch.tensor(state.numbers.get("use", [0.0] * model.vocab_size), device=device)  # since the last revival
 
-    with Display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
+    worker.began(state.step)
+
+    with worker.display("tokenizer", total, done=state.step) as display, MetricLog(run, config.log) as log:
         display.note(f"{len(source)} images, {total} steps, {model.vocab_size} codes, {precision.name} on {device}")
         for warning in warnings:
             display.warn(warning)
         for batch in loader:
-            corrupt.add(batch)
+            flags = watch.flags(batch)
             step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
             images = model_input(model, batch.to(device).views[0])
-            result, counts = train_step(state, images, config, lr=lr, progress=step / total, precision=precision)
+            result, counts = train_step(
+                state, images, config, lr=lr, progress=step / total, precision=precision, flags=flags
+            )
             use += counts
             is_logged = step % config.log.every_steps == 0 or state.step == total
             meter.count(result, num_images=config.optim.batch_size)
             is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
-            if is_logged or is_saved:
-                check_finite(result, step, scaled=state.scaler.is_enabled())
+            watch.hear(step, result, display, up_to_now=is_logged or is_saved)
             if state.step % config.codebook.revive_every_steps == 0:
                 if state.step <= config.codebook.revive_until * total:
                     revive_dead_codes(model, use, config.seed + step)
@@ -158,7 +189,7 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
                     **meter.read(),
                     "code_perplexity": perplexity(counts),
                     "codes_used": float((counts > 0).sum()),
-                    "corrupt": len(corrupt),
+                    "corrupt": watch.num_corrupt,
                 }
                 log.write(record)
             with meter.paused():
@@ -166,17 +197,21 @@ def _train(config: TokenizerConfig, *, resume: bool) -> dict[str, Any]:
                     state.numbers |= judge(model, dataset, config, device, unused_epoch=state.step // per_epoch + 1)
                     if "temperature" not in state.numbers:
                         display.warn("the codes have collapsed: no temperature gives patches several choices")
-                if is_saved:
+                if is_saved or watch.wants_stop:
                     state.numbers["use"] = use.tolist()
-                    run.checkpoints.save(state.checkpoint())
+                    watch.save()
             display.advance(status_line(record) if is_logged else None)
+            if watch.wants_stop:
+                raise worker.interrupted(config.run, state.step)
         display.note(
             f"{state.numbers['codes_used']} of {config.model.vocab_size} codes used, perplexity "
             f"{state.numbers['code_perplexity']:.1f}, reconstruction error {state.numbers['reconstruction_error']:.4f}"
         )
-        if len(corrupt):
-            display.note(corrupt.describe())
-    return run.finish({name: value for name, value in state.numbers.items() if name != "use"})
+        if (note := watch.corrupt_note()) is not None:
+            display.note(note)
+    summary = run.finish({name: value for name, value in state.numbers.items() if name != "use"})
+    worker.keep()
+    return summary
 
 
 def train_step(
@@ -187,6 +222,7 @@ def train_step(
     lr: float,
     progress: float,
     precision: Precision,
+    flags: Flags = NO_FLAGS,
 ) -> tuple[StepResult, Float[Tensor, " code"]]:
     """One optimiser step at a share `progress` of the run; also returns how often each code was the best."""
     model = state.model
@@ -198,8 +234,11 @@ def train_step(
     error = F.mse_loss(decoded.float(), images)
     loss = error + config.codebook.uniform_weight * imbalance(logits.float())
     state.scaler.scale(loss).backward()
-    norm = state.apply_gradients(lr, config.optim.clip_grad)
-    return StepResult(loss.detach(), norm, {"reconstruction_error": error.detach()}), count_codes(logits.detach())
+    verdict = agree(ALONE, loss.detach(), flags)
+    applied = state.apply_gradients(lr, config.optim.clip_grad, verdict.is_bad)
+    found = {"reconstruction_error": error.detach()}
+    result = StepResult(verdict.loss, applied.gradient_norm, found, applied.skipped, verdict.flags)
+    return result, count_codes(logits.detach())
 
 
 def model_input(model: DiscreteVAE, pixels: Shaped[Tensor, "batch channel height width"]) -> Float[Tensor, "..."]:

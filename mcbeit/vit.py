@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mcbeit.config import Config
+from mcbeit.drop_path import DiceDropPath, throw, use_dice
 from mcbeit.relative_position import resize_table
 
 SIZES = {  # dim, depth, heads; the MLP is 4 times as wide
@@ -73,6 +74,7 @@ class VisionTransformer(Beit):
             use_shared_rel_pos_bias=True,
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        use_dice(self.blocks)
         initialise(self, config)
 
     @property
@@ -81,13 +83,23 @@ class VisionTransformer(Beit):
         height, width = self.patch_embed.grid_size
         return int(height), int(width)
 
+    @property
+    def num_dice(self) -> int:
+        """Dice per row that drop path needs in training; 0 without drop path."""
+        return 2 * len(self.blocks) if any(isinstance(module, DiceDropPath) for module in self.modules()) else 0
+
     def forward_tokens(
-        self, images: Float[Tensor, "batch channel height width"], mask: Bool[Tensor, "batch patch"] | None = None
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        mask: Bool[Tensor, "batch patch"] | None = None,
+        dice: Float[Tensor, "batch die"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """All tokens after the final norm, the cls token first; masked patches are replaced by the mask token.
 
-        The mask is applied before positions are added, so the network knows where it must predict.
+        The mask is applied before positions are added, so the network knows where it must predict. `dice`, uniform in
+        [0, 1), decide in training which branches drop path leaves out.
         """
+        throw(self.blocks, dice)
         tokens = self._embed(images, mask)
         bias = self.rel_pos_bias()
         for block in self.blocks:

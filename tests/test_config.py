@@ -11,7 +11,7 @@ from mcbeit import config
 from mcbeit.config import Config, dotted_keys, dump, load, override, preset_names, read_values, validate
 from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 
 
 class Optim(Config):

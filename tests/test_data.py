@@ -18,6 +18,7 @@ from mcbeit.data import (
     ViewDataset,
     auto_workers,
     batch_keys,
+    check_readable,
     collate,
     epoch_order,
     make_loader,
@@ -233,7 +234,7 @@ def test_corrupt_images__lists_each_once_with_its_reason(num_workers: int, damag
     data = dataset(damaged)
     listed = CorruptImages(data.source, tmp_path / "corrupt.txt", max_fraction=0.2)
     for batch in load(data, range(6), batch_size=5, num_workers=num_workers):  # two epochs
-        listed.add(batch)
+        listed.add(batch.corrupt)
     assert len(listed) == 3
     lines = dict(line.split("\t") for line in (tmp_path / "corrupt.txt").read_text().splitlines())
     assert lines == {
@@ -251,7 +252,7 @@ def test_corrupt_images__are_listed_where_nothing_can_be_read(num_workers: int, 
     for max_fraction, message in [(0.01, "images cannot be read, more than"), (1.0, "100 images in a row cannot be")]:
         listed = CorruptImages(data.source, tmp_path / f"{max_fraction}.txt", max_fraction=max_fraction)
         with pytest.raises(DataError, match=message):
-            listed.add(batch)
+            listed.add(batch.corrupt) or check_readable(batch, data.source)
         assert (tmp_path / f"{max_fraction}.txt").read_text().count("\n") == len(listed) == len(data)
 
 

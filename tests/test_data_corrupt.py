@@ -2,18 +2,11 @@ import os
 import sys
 
 import pytest
-import torch
 from images import encode, photo, write_images
 
-from mcbeit.data import Batch, Corrupt, CorruptImages
+from mcbeit.data import Corrupt, CorruptImages
 from mcbeit.errors import DataError
 from mcbeit.sources import ImageSource, open_source
-
-
-def reporting(*corrupt: Corrupt) -> Batch:
-    """A batch of one black image that has met unreadable ones."""
-    nothing = torch.zeros((0, 0), dtype=torch.int64)
-    return Batch(torch.zeros(1, dtype=torch.int64), [torch.zeros(1, 3, 2, 2)], nothing.bool(), nothing, list(corrupt))
 
 
 @pytest.fixture
@@ -25,7 +18,7 @@ def source(tmp_path) -> ImageSource:
 
 def test_corrupt_images__of_a_good_source_leaves_no_file(source, tmp_path) -> None:
     listed = CorruptImages(source, tmp_path / "corrupt.txt", max_fraction=0.0)
-    listed.add(reporting())
+    listed.add([])
     assert len(listed) == 0
     assert not (tmp_path / "corrupt.txt").exists()
 
@@ -35,12 +28,10 @@ def test_corrupt_images__are_remembered_when_a_run_resumes(tmp_path) -> None:
     latin = os.fsdecode(b"caf\xe9.png")
     write_images(tmp_path / "photos", dict.fromkeys(["a.png", latin, "line\u2028.png", "x.png"], b""))
     source, path = open_source(str(tmp_path / "photos")), tmp_path / "corrupt.txt"
-    CorruptImages(source, path, max_fraction=1.0).add(reporting(*(Corrupt(i, "the file is empty") for i in (0, 1, 2))))
+    CorruptImages(source, path, max_fraction=1.0).add([Corrupt(i, "the file is empty") for i in (0, 1, 2)])
     again = CorruptImages(source, path, max_fraction=1.0)
     assert len(again) == 3
-    again.add(
-        reporting(Corrupt(1, "the file is empty"), Corrupt(2, "another reason"), Corrupt(3, "new"), Corrupt(3, "new"))
-    )
+    again.add([Corrupt(1, "the file is empty"), Corrupt(2, "another reason"), Corrupt(3, "new"), Corrupt(3, "new")])
     assert len(again) == 4
     assert path.read_bytes().count(b"\n") == 4
     assert b"caf\xe9.png\tthe file is empty\n" in path.read_bytes()
@@ -48,7 +39,7 @@ def test_corrupt_images__are_remembered_when_a_run_resumes(tmp_path) -> None:
 
 def test_corrupt_images__that_were_mended_or_removed_count_no_more(source, tmp_path) -> None:
     listed = CorruptImages(source, tmp_path / "corrupt.txt", max_fraction=1.0)
-    listed.add(reporting(*(Corrupt(i, "the file is empty") for i in (3, 5, 14))))
+    listed.add([Corrupt(i, "the file is empty") for i in (3, 5, 14)])
     (tmp_path / "photos" / "05.png").write_bytes(encode(photo(8, 8)))
     (tmp_path / "photos" / "14.png").unlink()
     fewer = open_source(str(tmp_path / "photos"))
@@ -58,9 +49,9 @@ def test_corrupt_images__that_were_mended_or_removed_count_no_more(source, tmp_p
 
 def test_corrupt_images__too_many_stop_the_run(source, tmp_path) -> None:
     listed = CorruptImages(source, tmp_path / "corrupt.txt", max_fraction=0.14)
-    listed.add(reporting(Corrupt(12, "a"), Corrupt(13, "b"), Corrupt(12, "a")))  # 2 of 15 are 13 %
+    listed.add([Corrupt(12, "a"), Corrupt(13, "b"), Corrupt(12, "a")])  # 2 of 15 are 13 %
     with pytest.raises(DataError) as error:
-        listed.add(reporting(Corrupt(14, "c")))
+        listed.add([Corrupt(14, "c")])
     assert str(error.value) == (
         "3 of 15 images cannot be read, more than data.max_corrupt_fraction=0.14 allows; the list with reasons is "
         f"{tmp_path}/corrupt.txt, the last one is '{tmp_path}/photos/14.png'. "

@@ -12,7 +12,7 @@ from mcbeit.cli.main import cli
 from mcbeit.config import PRESETS, dump, preset_names
 from mcbeit.errors import ConfigError
 from mcbeit.jobs import cost_lines, describe_job, load_job, run_job
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 
 NO_SOURCE = "data.source=null"

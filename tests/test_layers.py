@@ -23,7 +23,7 @@ ONLY_IN = {
     "ray.serve": {"serve/deployment.py"},
     "pycocotools": {"bench/detection.py"},
     "fsspec": {"mcbeit/sources/remote.py"},
-    "pyarrow": {"mcbeit/sources/parquet_table.py"},
+    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py"},
     "tifffile": {"mcbeit/multichannel.py"},
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mcbeit import meter as meter_module
-from mcbeit.errors import RunError
-from mcbeit.meter import Meter, StepResult, check_finite, is_due, status_line, target_warnings
+from mcbeit.agreement import Flags
+from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
 
 CPU = torch.device("cpu")
 V = 8192
@@ -28,7 +28,9 @@ def clock(monkeypatch) -> Clock:
 
 
 def result(loss: float, norm: float = 1.0, **measurements: float) -> StepResult:
-    return StepResult(torch.tensor(loss), torch.tensor(norm), {k: torch.tensor(v) for k, v in measurements.items()})
+    found = {name: torch.tensor(value) for name, value in measurements.items()}
+    is_bad = torch.tensor(not math.isfinite(loss + norm))
+    return StepResult(torch.tensor(loss), torch.tensor(norm), found, is_bad, torch.zeros(len(Flags())))
 
 
 # Meter
@@ -88,22 +90,6 @@ def test_meter__a_clock_that_stands_still_gives_no_error(clock) -> None:
     meter = Meter(CPU)
     meter.count(result(1.0), num_images=1)
     assert math.isfinite(meter.read()["images_per_second"])
-
-
-# check_finite
-
-
-@pytest.mark.parametrize("values", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
-def test_check_finite__stops_what_is_lost(values: tuple[float, float]) -> None:
-    with pytest.raises(RunError, match=r"step 7: the loss is \S+ and the gradient norm \S+\. Nothing of this is saved"):
-        check_finite(result(*values), 7, scaled=False)
-
-
-def test_check_finite__an_overflow_is_normal_under_loss_scaling() -> None:
-    check_finite(result(1.0, math.inf), 7, scaled=True)
-    check_finite(result(1.0, 2.0), 7, scaled=False)
-    with pytest.raises(RunError):
-        check_finite(result(math.nan, 1.0), 7, scaled=True)
 
 
 # is_due

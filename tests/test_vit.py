@@ -93,7 +93,7 @@ def test_model_config__sizes_and_what_overrides_them() -> None:
     assert ModelConfig(size="tiny", depth=2).shape == (192, 2, 3)
     model = make_vit(24, depth=4, drop_path=0.3)
     assert (model.embed_dim, len(model.blocks), model.grid) == (32, 4, (6, 6))
-    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    rates = [getattr(block.drop_path1, "rate", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
     assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
 
@@ -220,9 +220,10 @@ def test_forward_tokens__checkpointing_keeps_the_gradients_and_saves_memory(drop
             return tensor
 
         model.set_grad_checkpointing(enable)
-        with torch.random.fork_rng(devices=[]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            torch.manual_seed(0)
-            loss = model.forward_tokens(make_images())[:, 1:].square().sum(dim=1).sqrt().sum()
+        images, generator = make_images(), torch.Generator().manual_seed(0)
+        dice = torch.rand(len(images), model.num_dice, generator=generator)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model.forward_tokens(images, dice=dice)[:, 1:].square().sum(dim=1).sqrt().sum()
             saved.append(kept)
             gradients.append(torch.autograd.grad(loss, [p for p in model.parameters() if p is not model.mask_token]))
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))

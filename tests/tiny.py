@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image, ImageDraw
 
 from mcbeit.config import validate
-from mcbeit.pretrain import PretrainConfig
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.tokenizer_training import TokenizerConfig
 
 NUM_IMAGES = 24

@@ -26,7 +26,7 @@ from mcbeit.bench.baselines import (
 from mcbeit.bench.trained import load_trained
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import DataError
-from mcbeit.pretrain import PretrainConfig, build
+from mcbeit.pretrain_setup import PretrainConfig, build
 from mcbeit.probe import OnlineProbe, knn_accuracy, linear_accuracy, mean_pooled, standardise
 from mcbeit.sources import open_source
 

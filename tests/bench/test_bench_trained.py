@@ -13,7 +13,8 @@ from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import dump
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import RunError
-from mcbeit.pretrain import PretrainConfig, pretrain
+from mcbeit.pretrain import pretrain
+from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.tokenizer_choice import TokenizerChoice
 
 

@@ -135,7 +135,7 @@ def test_corrupt_images__counts_and_lists_damaged_shards(tmp_path) -> None:
     corrupt = CorruptImages(source, tmp_path / "corrupt.txt", max_fraction=0.5)
     assert len(corrupt) == 7
     for batch in batches(source, range(6)):
-        corrupt.add(batch)
+        corrupt.add(batch.corrupt)
     assert len(corrupt) == 8
     shard, image = (tmp_path / "corrupt.txt").read_text().splitlines()
     assert shard.startswith(f"{tmp_path / '1.tar'}\tit ends at byte")
