@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
+from pydantic import model_validator
 from torch import Tensor
 
 from mcbeit.config import Config, Seed
 from mcbeit.data import DataConfig
 from mcbeit.device import Precision
-from mcbeit.preprocess import Preprocess
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.probe import (
     EVAL_BATCH,
@@ -27,7 +28,7 @@ from mcbeit.probe import (
     open_labelled,
     standardise,
 )
-from mcbeit.sources import SourceKind, open_source
+from mcbeit.sources import SourceKind
 from mcbeit.vit import ModelConfig, VisionTransformer
 
 LAYER = "mean of the patch tokens after the final norm"
@@ -43,6 +44,11 @@ class ProbeConfig(Config):
     data: DataConfig = DataConfig()
     preprocess: Preprocess = Preprocess()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> "ProbeConfig":
+        self.data.check_channels(self.preprocess.mean, section="preprocess")
+        return self
 
 
 class Features(NamedTuple):
@@ -101,7 +107,7 @@ class Comparison:
 
 def open_probe(config: PretrainConfig | ProbeConfig) -> OnlineProbe | None:
     """The labelled images that the run names; None if it names none and its own images have no labels."""
-    if not config.eval.names_labels and open_source(config.data.required_source(), config.data.kind).labels is None:
+    if not config.eval.names_labels and config.data.open().labels is None:
         return None
     options = config.eval.model_copy(update={"kind": _kind(config)})
     return OnlineProbe(options, config.data, config.preprocess, config.seed)
@@ -109,18 +115,19 @@ def open_probe(config: PretrainConfig | ProbeConfig) -> OnlineProbe | None:
 
 def class_names(config: PretrainConfig) -> list[str]:
     """The names of the classes of the gallery."""
-    return open_labelled(config.eval.gallery or config.data.required_source(), _kind(config)).classes
+    location = config.eval.gallery or config.data.required_source()
+    return open_labelled(location, _kind(config), config.data.channels).classes
 
 
 def _kind(config: PretrainConfig | ProbeConfig) -> SourceKind:
     return config.eval.kind if config.eval.names_labels else config.data.kind
 
 
-def random_backbone(model: ModelConfig, image_size: int, seed: int) -> VisionTransformer:
+def random_backbone(model: ModelConfig, image_size: int, seed: int, channels: int = COLOURS) -> VisionTransformer:
     """The backbone before any training, by the init of its run: a weaker one would flatter the pretraining."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VisionTransformer(model, image_size=image_size)
+        return VisionTransformer(model, image_size=image_size, channels=channels)
 
 
 def backbone_features(
@@ -149,8 +156,8 @@ def pixel_features(probe: OnlineProbe) -> Features:
     return Features(*standardise(gallery, queries))
 
 
-def _small(pixels: UInt8[Tensor, "image height width 3"]) -> Float[Tensor, "image 3 rows columns"]:
-    images = pixels.permute(0, 3, 1, 2).float() / 255
+def _small(pixels: Shaped[Tensor, "image height width channel"]) -> Float[Tensor, "image channel rows columns"]:
+    images = pixels.permute(0, 3, 1, 2).float()
     return F.adaptive_avg_pool2d(images, PIXEL_SIZE) if images.shape[2] > PIXEL_SIZE else images
 
 

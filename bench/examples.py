@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from mcbeit.augment import normalise
@@ -14,7 +14,8 @@ from mcbeit.bench.trained import TrainedRun
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import DataError, ImageError
 from mcbeit.masking import draw_mask
-from mcbeit.preprocess import Preprocess, decode
+from mcbeit.multichannel import decode_image, false_colours
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.probe import Labelled, OnlineProbe
 from mcbeit.sources import ImageSource
 from mcbeit.targets import code_probabilities, entropy, hard_probabilities, masked_patch_ids, patch_affinity, refine
@@ -22,7 +23,7 @@ from mcbeit.tokenizer import Tokenizer, perplexity
 from mcbeit.vit import VisionTransformer
 
 Picture = UInt8[np.ndarray, "height width 3"]
-Pictures = UInt8[Tensor, "image 3 height width"]
+Pictures = Shaped[Tensor, "image channel height width"]  # uint8 colours, or float32
 
 
 class CodeUse(NamedTuple):
@@ -92,12 +93,12 @@ class NeighbourExample(NamedTuple):
 
 def read_views(
     source: ImageSource, indices: Int[np.ndarray, " image"], preprocesses: list[Preprocess]
-) -> list[UInt8[Tensor, "readable 3 _ _"]]:
+) -> list[Shaped[Tensor, "readable channel _ _"]]:
     """The readable ones of some images, once per preprocessing. Raises DataError if there are none."""
-    found: list[list[Picture]] = []
+    found: list[list[np.ndarray]] = []
     for index in indices:
         try:
-            image = decode(source.read(int(index)))
+            image = decode_image(source.read(int(index)), source.channels)
         except (ImageError, OSError):
             continue
         found.append([preprocess.pixels(image) for preprocess in preprocesses])
@@ -110,15 +111,19 @@ def read_views(
 def code_use(tokenizer: Tokenizer, views: Pictures) -> CodeUse:
     """Count the best codes of tokenizer views, and average what is at and around each."""
     size, vocabulary = 3 * tokenizer.stride, tokenizer.vocab_size
-    counts, sums = torch.zeros(vocabulary), torch.zeros(vocabulary, 3 * size * size)
+    channels, is_colour = views.shape[1], views.dtype == torch.uint8
+    counts, sums = torch.zeros(vocabulary), torch.zeros(vocabulary, channels * size * size)
     for part in views.split(16):
         codes = tokenizer_logits(tokenizer, part).argmax(dim=-1).flatten().cpu()
         padded = F.pad(part.float(), (tokenizer.stride,) * 4, mode="replicate")
         around = F.unfold(padded, size, stride=tokenizer.stride).transpose(1, 2).flatten(0, 1)
         counts += torch.bincount(codes, minlength=vocabulary)
         sums.index_add_(0, codes, around)
-    means = (sums / counts.clamp(min=1)[:, None]).round().byte().view(-1, 3, size, size)
-    pictures = [picture(mean) if count else None for mean, count in zip(means, counts, strict=True)]
+    means = (sums / counts.clamp(min=1)[:, None]).view(-1, channels, size, size)
+    pictures = [
+        picture(mean.round().byte() if is_colour else mean) if count else None
+        for mean, count in zip(means, counts, strict=True)
+    ]
     return CodeUse(counts, perplexity(counts), pictures)
 
 
@@ -159,7 +164,7 @@ def target_examples(run: TrainedRun, tokenizer: Tokenizer, images: Pictures, vie
 def probabilities(
     run: TrainedRun,
     logits: Float[Tensor, "image patch code"],
-    inputs: Float[Tensor, "image 3 height width"],
+    inputs: Float[Tensor, "image channel height width"],
     mask: Bool[Tensor, "image patch"],
 ) -> Probabilities:
     """Targets and predictions of all patches of masked images, as in training but in float32."""
@@ -237,7 +242,7 @@ def image_at(images: Labelled, index: int) -> Picture:
     """One image of a set."""
     for batch in images.pixels:
         if index < len(batch):
-            return batch[index].numpy()
+            return false_colours(batch[index].numpy())
         index -= len(batch)
     raise IndexError(index)
 
@@ -253,14 +258,16 @@ def contrast(images: Pictures, patch_size: int) -> Float[Tensor, "image patch"]:
     return F.unfold(images.float(), patch_size, stride=patch_size).std(dim=1)
 
 
-def picture(image: UInt8[Tensor, "3 height width"]) -> Picture:
-    """Channels last, for files."""
-    return image.permute(1, 2, 0).contiguous().numpy()
+def picture(image: Shaped[Tensor, "channel height width"]) -> Picture:
+    """Channels last, for files; other channels than colours are stretched to be seen."""
+    return false_colours(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def _model_input(run: TrainedRun, images: Pictures) -> Float[Tensor, "image 3 height width"]:
+def _model_input(run: TrainedRun, images: Pictures) -> Float[Tensor, "image channel height width"]:
     return normalise(images.to(run.device), run.config.preprocess.mean, run.config.preprocess.std)
 
 
-def _decoded(images: Float[Tensor, "image 3 height width"]) -> list[Picture]:
-    return [picture(image) for image in ((images.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()]
+def _decoded(images: Float[Tensor, "image channel height width"]) -> list[Picture]:
+    is_colour = images.shape[1] == COLOURS
+    shown = ((images.clamp(-1, 1) + 1) * 127.5).round().byte() if is_colour else images
+    return [picture(image) for image in shown.cpu()]

@@ -51,8 +51,8 @@ def render(
 ) -> str:
     """The page as HTML. `table` and `notes` are what the command prints."""
     config, records = run.config, list(read_records(run.path))
-    source = open_source(config.data.required_source(), config.data.kind)
-    shown = source if config.eval.queries is None else open_source(config.eval.queries, config.eval.kind)
+    source, queries = config.data.open(), config.eval.queries
+    shown = source if queries is None else open_source(queries, config.eval.kind, channels=config.data.channels)
     template = files("mcbeit.bench").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"uri": figures.picture_uri}

@@ -69,8 +69,8 @@ def report(path: Path, *, fresh: bool = False) -> Report:
         return stored
     run = load_trained(path)
     probe = baselines.open_probe(run.config)
-    size, seed = run.config.preprocess.image_size, run.config.seed
-    random = baselines.random_backbone(run.config.model, size, seed).to(run.device)
+    config, size = run.config, run.config.preprocess.image_size
+    random = baselines.random_backbone(config.model, size, config.seed, config.data.channels).to(run.device)
     features: dict[str, Features] = {}
     comparison = None
     with Display("report", 1 if probe is None else 5) as display:
@@ -96,15 +96,17 @@ def report_weights(source: str, assignments: Sequence[str] = ()) -> Report:
     """
     weights = read_weights(source)
     preprocess = weights.preprocess or Preprocess(image_size=weights.image_size)
-    values = override({"preprocess": preprocess.model_dump(mode="json")}, assignments)
-    config = validate(baselines.ProbeConfig, values, origin=source)
+    known = {"preprocess": preprocess.model_dump(mode="json"), "data": {"channels": weights.channels}}
+    config = validate(baselines.ProbeConfig, override(known, assignments), origin=source)
+    if config.data.channels != weights.channels:
+        raise ConfigError(f"data.channels is {config.data.channels}, but '{source}' takes {weights.channels}")
     probe = baselines.open_probe(config)
     if probe is None:
         return Report(None, None)
     device = choose_device()
     precision = choose_precision("auto", device)
     loaded = load_backbone(source, image_size=config.preprocess.image_size)
-    random = baselines.random_backbone(loaded.config, loaded.image_size, config.seed).to(device)
+    random = baselines.random_backbone(loaded.config, loaded.image_size, config.seed, loaded.channels).to(device)
     with Display("report", 4) as display:
         display.advance(f"{len(probe.gallery.labels) + len(probe.queries.labels)} labelled images decoded")
         features = _embed(config, probe, random, loaded.model.to(device), precision, display)

@@ -97,7 +97,7 @@ def load_trained(path: Path) -> TrainedRun:
 
 
 def _backbone(config: PretrainConfig) -> VisionTransformer:
-    return VisionTransformer(config.model, image_size=config.preprocess.image_size)
+    return VisionTransformer(config.model, image_size=config.preprocess.image_size, channels=config.data.channels)
 
 
 def read_tokenizer(config: PretrainConfig, path: Path) -> Tokenizer:

@@ -1,5 +1,6 @@
-"""`mcbeit data`: ready-made image folders."""
+"""`mcbeit data`: what is in a source of images, and ready-made image folders."""
 
+import json
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import click
 
 @click.group
 def command() -> None:
-    """Prepare ready-made image folders."""
+    """Check and measure images, or prepare ready-made image folders."""
 
 
 @command.command()
@@ -32,3 +33,52 @@ def prepare(name: str, out: Path, verify: bool) -> None:
     num_classes = len(set().union(*manifest.counts.values()))
     seconds = time.monotonic() - start
     click.echo(f"{name}: {state} in {out}, {totals} images, {num_classes} classes ({seconds:.1f} s)")
+
+
+@command.command()
+@click.argument("source")
+@click.argument("assignments", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--pixels", is_flag=True, help="Also find images with the same pixels in files that are not the same.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for machines.")
+def check(source: str, assignments: tuple[str, ...], pixels: bool, as_json: bool) -> None:
+    """Read every image once and tell what is there, and what is wrong.
+
+    SOURCE is whatever data.source of a run may be; KEY=VALUE sets keys of its section data. Counts, formats, sizes,
+    labels, corrupt files, damaged shards and duplicates are printed. The exit status is 1 if more images cannot be
+    read than data.max_corrupt_fraction allows.
+
+    \b
+    mcbeit data check ~/photos
+    mcbeit data check 'shards/train-{000..127}.tar' data.max_corrupt_fraction=0
+    mcbeit data check tiles data.channels=5 --json
+    """
+    from mcbeit.check import check_source, describe
+    from mcbeit.scan import scan_config
+
+    found = check_source(scan_config(source, assignments), pixels=pixels)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        for line in describe(found):
+            click.echo(line)
+    if not found.is_usable:
+        raise click.exceptions.Exit(1)
+
+
+@command.command()
+@click.argument("source")
+@click.argument("assignments", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--images", type=click.IntRange(min=1), help="Read only so many images, drawn at random.")
+def stats(source: str, assignments: tuple[str, ...], images: int | None) -> None:
+    """Measure mean and standard deviation of every channel, as lines to paste into a config.
+
+    SOURCE is whatever data.source of a run may be; KEY=VALUE sets keys of its section data.
+
+    \b
+    mcbeit data stats tiles data.channels=5
+    mcbeit data stats ~/photos --images 2000
+    """
+    from mcbeit.channel_stats import measure_channels
+    from mcbeit.scan import scan_config
+
+    click.echo(measure_channels(scan_config(source, assignments), num_images=images).as_yaml(), nl=False)

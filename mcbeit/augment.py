@@ -6,19 +6,21 @@ Every random choice is drawn from the generator that is passed in.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from mcbeit.config import Config
-from mcbeit.preprocess import Interpolation, decode
+from mcbeit.multichannel import Planes, decode_planes
+from mcbeit.preprocess import COLOURS, Interpolation, decode
 
 
 class CropConfig(Config):
@@ -77,12 +79,14 @@ def draw_box(height: int, width: int, config: CropConfig, rng: np.random.Generat
 
 
 def read_views(
-    data: bytes, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
-) -> list[UInt8[Tensor, "3 size size"]]:
+    data: bytes, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator, channels: int = COLOURS
+) -> list[Shaped[Tensor, "channel size size"]]:
     """`two_views` of an image file. A large JPEG is decoded no finer than twice the largest view needs of its crop.
 
-    Raises ImageError as `decode` does.
+    Other numbers of channels than 3 give float32 views. Raises ImageError as `decode` does.
     """
+    if channels != COLOURS:
+        return _views_of_planes(decode_planes(data, channels), config, views, rng)
     drawn: list[tuple[Box, int]] = []
 
     def shrink(width: int, height: int) -> int:
@@ -109,8 +113,21 @@ def _views_of(
         image = _jitter(image, config.color_jitter, rng)
     flip = rng.random() < config.flip
     cropped = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    return _render_all(np.array(cropped), views, flip)
+
+
+def _views_of_planes(
+    planes: Planes, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
+) -> list[Float[Tensor, "channel size size"]]:
+    box = draw_box(planes.shape[0], planes.shape[1], config, rng)
+    flip = rng.random() < config.flip
+    cropped = planes[box.top : box.top + box.height, box.left : box.left + box.width]
+    return _render_all(np.ascontiguousarray(cropped), views, flip)
+
+
+def _render_all(cropped: np.ndarray, views: tuple[View, ...], flip: bool) -> list[Tensor]:
     # channels last in memory, which is the fast path of resizing
-    crop = torch.from_numpy(np.array(cropped)).permute(2, 0, 1)[None]
+    crop = torch.from_numpy(cropped).permute(2, 0, 1)[None]
     return [_render(crop, view, flip) for view in views]
 
 
@@ -130,21 +147,22 @@ def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Im
 
 
 def normalise(
-    pixels: UInt8[Tensor, "batch 3 height width"],
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    pixels: Shaped[Tensor, "batch channel height width"],
+    mean: Sequence[float],
+    std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(pixels / 255 - mean) / std per channel, on the device where the pixels are."""
-    scale, shift = _affine(mean, std, pixels.device)
+    """(pixels / 255 - mean) / std per channel, on the device where the pixels are; floats are not divided by 255."""
+    white = 255.0 if pixels.dtype == torch.uint8 else 1.0
+    scale, shift = _affine(tuple(mean), tuple(std), white, pixels.device)
     return (pixels * scale - shift).to(dtype)
 
 
 @functools.cache
 def _affine(
-    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], white: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Factor and offset of `normalise`, kept: copying numbers to a GPU makes the host wait for it."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device).view(3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(3, 1, 1)
+    scale = torch.tensor([1 / (white * s) for s in std], device=device).view(-1, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=device).view(-1, 1, 1)
     return scale, shift

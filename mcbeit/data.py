@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +21,9 @@ from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
 from mcbeit.machine import num_cores
 from mcbeit.masking import Grid, MaskConfig, draw_mask
-from mcbeit.preprocess import decode
-from mcbeit.sources import ImageSource, SourceKind
+from mcbeit.multichannel import decode_image, require_tifffile
+from mcbeit.preprocess import COLOURS
+from mcbeit.sources import ImageSource, SourceKind, open_source
 from mcbeit.targets import masked_patch_ids
 
 MAX_TRIES = 100  # unreadable images in a row before a sample gives up
@@ -34,6 +35,7 @@ class DataConfig(Config):
 
     source: str | list[str] | None = None  # a folder, a list file, or several of them
     kind: SourceKind = "auto"
+    channels: int = Field(3, ge=1)  # 3: colours, whatever the files have; else TIFF or .npy files of so many channels
     max_corrupt_fraction: float = Field(0.01, ge=0, le=1)  # of the source's images; above it the run stops
     masks_per_image: int = Field(1, ge=1)  # each decoded and tokenized crop is used with this many masks
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loader processes; does not change the batches
@@ -43,6 +45,29 @@ class DataConfig(Config):
         if self.source is None:
             raise DataError("data.source is not set; say where your images are, for example data.source=~/photos")
         return self.source
+
+    def open(self) -> ImageSource:
+        """The source, checked. Raises DataError if the preset left it open, or if it cannot be used."""
+        source = open_source(self.required_source(), self.kind, channels=self.channels)
+        if self.channels != COLOURS and source.name(0).lower().endswith((".tif", ".tiff")):
+            require_tifffile()  # here, where the error is one line, not in a loader process
+        return source
+
+    def check_channels(self, mean: Sequence[float], *, section: str, crop: CropConfig | None = None) -> None:
+        """Raise ValueError unless a section's mean has a number per channel, and crops change colours of colours only.
+
+        Its std has as many numbers as its mean.
+        """
+        if len(mean) != self.channels:
+            source = self.source if isinstance(self.source, str) else "SOURCE"
+            raise ValueError(
+                f"{section}.mean and {section}.std have {len(mean)} numbers each, for data.channels={self.channels}; "
+                f"measure them with: mcbeit data stats {source} data.channels={self.channels}"
+            )
+        if crop is not None and crop.color_jitter and self.channels != COLOURS:
+            raise ValueError(
+                f"crop.color_jitter={crop.color_jitter:g} is for colours; data.channels is {self.channels}"
+            )
 
 
 class Key(NamedTuple):
@@ -63,7 +88,7 @@ class Sample(NamedTuple):
     """The views of one crop and its masks."""
 
     image: int  # its number in the source: that of the replacement, if the one asked for is corrupt
-    views: list[UInt8[Tensor, "3 size size"]]  # empty if MAX_TRIES images in a row cannot be read
+    views: list[Shaped[Tensor, "channel size size"]]  # empty if MAX_TRIES images in a row cannot be read
     masks: Bool[Tensor, "mask patch"]
     dice: Float[Tensor, "mask die"]
     corrupt: list[Corrupt]
@@ -73,7 +98,8 @@ class Batch(NamedTuple):
     """Samples, stacked. With several masks per image, the masks of one image follow each other."""
 
     images: Int[Tensor, " image"]  # their numbers in the source
-    views: list[Tensor]  # each UInt8 [image, 3, size, size]; empty if a sample gave up: see `check_readable`
+    # each [image, channel, size, size], uint8 colours or float32; empty if a sample gave up: see `check_readable`
+    views: list[Tensor]
     masks: Bool[Tensor, "image_mask patch"]
     patch_ids: Int[Tensor, "image_mask masked"]  # the masked patches, ascending
     dice: Float[Tensor, "image_mask die"]  # uniform in [0, 1): what the model's own choices are made by
@@ -144,7 +170,8 @@ class ViewDataset(Dataset[Sample]):
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
-                return index, read_views(self.source.read(index), self.crop, self.views, rng), corrupt
+                data = self.source.read(index)
+                return index, read_views(data, self.crop, self.views, rng, self.source.channels), corrupt
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
@@ -180,7 +207,9 @@ def make_loader(
     dataset: ViewDataset, keys: Iterable[list[Key]], batch_size: int, *, num_workers: int, pin: bool
 ) -> DataLoader[Sample]:
     """A loader of batches in the order of `keys`, one pass. `batch_size` bounds how far it reads ahead."""
-    batch_bytes = batch_size * sum(3 * view.size**2 for view in dataset.views)
+    channels = dataset.source.channels
+    pixel_bytes = channels if channels == COLOURS else 4 * channels  # uint8, or float32
+    batch_bytes = batch_size * pixel_bytes * sum(view.size**2 for view in dataset.views)
     ahead = PREFETCH_BYTES // (batch_bytes * max(num_workers, 1))
     return DataLoader(
         dataset,
@@ -204,21 +233,30 @@ def auto_workers(config: DataConfig, *, sharing: int = 1) -> int:
 class CorruptImages:
     """The unreadable images of a run: each is listed once in `path`; too many of them stop the run.
 
-    Images that are listed already, by a run that resumes, are read again: some may have been mended since.
+    Damaged shards are listed too, and count for the images that they have lost. Images that are listed already, by a
+    run that resumes, are read again: some may have been mended since. Raises DataError if there are too many already.
     """
 
     def __init__(self, source: ImageSource, path: Path, *, max_fraction: float) -> None:
         self.source, self.path, self.max_fraction = source, path, max_fraction
         self._names: set[str] = set()
+        self._num_lost = sum(damage.num_lost for damage in source.damaged)
         if path.exists():
             listed = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
             known = {name: line for line in listed if (name := line.partition("\t")[0])}
             self._names = {name for name, index in _find(source, known) if not _is_readable(source, index)}
             text = "".join(f"{line}\n" for name, line in known.items() if name in self._names)
             write_bytes(path, text.encode(errors="surrogateescape"))
+        if source.damaged:
+            self._list({damage.name: damage.reason for damage in source.damaged})
+            self._check(source.damaged[-1].name)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._names) + self._num_lost
+
+    def describe(self) -> str:
+        """How many images cannot be read, and where to look."""
+        return f"{self._share()} cannot be read; {self.path} lists them"
 
     def add(self, corrupt: Sequence[Corrupt]) -> None:
         """Record what batches report. Raises DataError above the allowed fraction."""
@@ -229,15 +267,24 @@ class CorruptImages:
 
     def _record(self, fresh: dict[str, str]) -> None:
         self._names.update(fresh)
+        self._list(fresh)
+        self._check(next(reversed(fresh)))
+
+    def _list(self, reasons: dict[str, str]) -> None:
         with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{name}\t{reason}\n" for name, reason in fresh.items())
-        if len(self) > self.max_fraction * len(self.source):
+            file.writelines(f"{name}\t{reason}\n" for name, reason in reasons.items())
+
+    def _check(self, last: str) -> None:
+        if len(self) > self.max_fraction * (len(self.source) + self._num_lost):
             raise DataError(
-                f"{len(self)} of {len(self.source)} images cannot be read, more than data.max_corrupt_fraction="
-                f"{self.max_fraction:g} allows; the list with reasons is {self.path}, the last one is "
-                f"'{next(reversed(fresh))}'. Mend these files or allow a larger fraction, and go on with --resume; or "
-                "remove them and start another run"
+                f"{self._share()} cannot be read, more than data.max_corrupt_fraction={self.max_fraction:g} allows; "
+                f"the list with reasons is {self.path}, the last one is '{last}'. Mend these files or allow a larger "
+                "fraction, and go on with --resume; or remove them and start another run"
             )
+
+    def _share(self) -> str:
+        about = "about " * bool(self._num_lost)
+        return f"{about}{len(self)} of {len(self.source) + self._num_lost} images"
 
 
 def _find(source: ImageSource, names: Container[str]) -> Iterator[tuple[str, int]]:
@@ -249,7 +296,7 @@ def _find(source: ImageSource, names: Container[str]) -> Iterator[tuple[str, int
 
 def _is_readable(source: ImageSource, index: int) -> bool:
     try:
-        decode(source.read(index))
+        decode_image(source.read(index), source.channels)
     except (ImageError, OSError):
         return False
     return True

@@ -36,6 +36,8 @@ PARTS = (
     Part(("timm",), "backbones and optimisers", "pip install timm"),
     Part(("numpy",), "everything", "pip install numpy"),
     Part(PILLOWS, "reading images", "pip install pillow"),
+    Part(("pyarrow",), "reading parquet files", "pip install 'mcbeit[data]'"),
+    Part(("tifffile",), "reading TIFF files of N channels", "pip install 'mcbeit[data]'"),
     Part(("ray",), "training with several workers, and serving", "pip install 'ray[train,serve]'"),
     Part(("onnx",), "exporting a backbone", "pip install onnx"),
     Part(ONNXRUNTIMES, "running an exported backbone", "pip install 'mcbeit[cpu]'"),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from mcbeit.config import Config
@@ -19,18 +19,27 @@ class DiscreteVAEConfig(Config):
     vocab_size: int = Field(512, ge=2)
     dim: int = Field(128, ge=1)  # width at the stride; half of it before
     num_blocks: int = Field(1, ge=0)  # residual blocks at the stride, on each side
+    mean: tuple[float, ...] = Field((0.5, 0.5, 0.5), min_length=1)  # of pixels in [0, 1], a number per channel
+    std: tuple[PositiveFloat, ...] = Field((0.5, 0.5, 0.5), min_length=1)
+
+    @model_validator(mode="after")
+    def _numbers_per_channel(self) -> "DiscreteVAEConfig":
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std need a number per channel each, found {len(self.mean)} and {len(self.std)}")
+        return self
 
 
 class DiscreteVAE(Tokenizer):
-    """Encoder to code logits, codebook, decoder to pixels; input and output normalised to [-1, 1]."""
+    """Encoder to code logits, codebook, decoder to pixels; input and output normalised, colours to [-1, 1]."""
 
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_size, self.stride = config.vocab_size, config.stride
+        self.mean, self.std = config.mean, config.std
         factors = list(_prime_factors(config.stride)) or [1]
         half = max(config.dim // 2, 1)
-        widths = [3, *[half] * (len(factors) - 1), config.dim]
+        widths = [self.channels, *[half] * (len(factors) - 1), config.dim]
         self.encoder = nn.Sequential(
             *(_Down(a, b, factor) for a, b, factor in zip(widths, widths[1:], factors, strict=False)),
             *(_Residual(config.dim) for _ in range(config.num_blocks)),
@@ -47,18 +56,20 @@ class DiscreteVAE(Tokenizer):
             *(_Up(b, a, factor) for a, b, factor in stages),
         )
 
-    def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+    def code_logits(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch code"]:
         """Logits of the codes; the temperature that suits them is found by calibration."""
         return flatten_cells(self.to_logits(self.encoder(images)))
 
     def decode(
         self, weights: Float[Tensor, "batch patch code"], grid: tuple[int, int]
-    ) -> Float[Tensor, "batch 3 height width"]:
+    ) -> Float[Tensor, "batch channel height width"]:
         """Pixels from a (soft or one-hot) choice of codes per patch."""
         cells = (weights @ self.codebook.to(weights.dtype)).transpose(1, 2).unflatten(2, grid)
         return self.decoder(cells)
 
-    def reconstruct(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    def reconstruct(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch channel height width"]:
         """What is left of images when each patch is its best code."""
         logits = self.code_logits(images)
         grid = (images.shape[2] // self.stride, images.shape[3] // self.stride)

@@ -41,10 +41,12 @@ def has_begun(run: Path) -> bool:
     return bool(CheckpointFolder(run / "checkpoints").steps())
 
 
-def check_init(init: str | None, run: Path, model: ModelConfig) -> None:
+def check_init(init: str | None, run: Path, model: ModelConfig, channels: int) -> None:
     """Raise now what `start_from` would raise after a tokenizer was trained; a run that goes on needs no weights."""
     if init is not None and not has_begun(run):
-        check_agrees(model, read_weights(init, num_heads=model.num_heads))
+        weights = read_weights(init, num_heads=model.num_heads)
+        check_agrees(model, weights)
+        check_channels(channels, weights)
 
 
 def start_from(init: str, model: MaskedImageModel, config: ModelConfig, preprocess: Preprocess) -> list[str]:
@@ -55,6 +57,7 @@ def start_from(init: str, model: MaskedImageModel, config: ModelConfig, preproce
     """
     weights = read_weights(init, num_heads=config.num_heads)
     check_agrees(config, weights)
+    check_channels(preprocess.channels, weights)
     has_head = weights.vocab_size == model.lm_head.out_features
     state, account = fit_backbone(weights, config, preprocess.image_size, heads=VOCABULARY_HEAD if has_head else ())
     if "mask_token" in account.fresh:
@@ -80,6 +83,15 @@ def check_agrees(config: ModelConfig, weights: Weights) -> None:
                     "set these keys to what the weights have, or leave them out to have them taken from the weights",
                 ]
             )
+        )
+
+
+def check_channels(channels: int, weights: Weights) -> None:
+    """Raises ConfigError if the weights are for images of another number of channels."""
+    if channels != weights.channels:
+        raise ConfigError(
+            f"data.channels is {channels}, but init={weights.origin} was trained on images of {weights.channels} "
+            "channels; start without init, or from weights of as many channels"
         )
 
 

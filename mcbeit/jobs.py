@@ -16,7 +16,6 @@ from mcbeit.masked import MaskedImageModel
 from mcbeit.optim import steps_per_epoch
 from mcbeit.pretrain import pretrain
 from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run, with_model
-from mcbeit.sources import open_source
 from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
@@ -90,7 +89,7 @@ def _count_images(config: Job) -> tuple[int, str]:
     if config.data.source is None:
         return IMAGENET_IMAGES, "data.source is not set; with the images of ImageNet-1K"
     try:
-        return len(open_source(config.data.source, config.data.kind)), f"{config.data.source}"
+        return len(config.data.open()), f"{config.data.source}"
     except DataError as error:
         return IMAGENET_IMAGES, f"{error}; with the images of ImageNet-1K"
 
@@ -104,7 +103,9 @@ def _steps(config: Job, num_images: int) -> tuple[int, int]:
 def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, float]]:
     with torch.device("meta"):
         tokenizer = planned_tokenizer(with_path(config.tokenizer, Path(config.run)), first_run(config))
-        backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
+        backbone = VisionTransformer(
+            config.model, image_size=config.preprocess.image_size, channels=config.data.channels
+        )
         model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective)
         cost = estimate_cost(config, tokenizer)
     parameters = {"backbone": _count(backbone), "head": _count(model.lm_head), "tokenizer (frozen)": _count(tokenizer)}

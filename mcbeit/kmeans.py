@@ -22,8 +22,8 @@ class KMeansConfig(Config):
     stride: int = Field(16, ge=1)  # pixels per code and side; the network must have features of it
     vocab_size: int = Field(512, ge=2)
     distance: Literal["cosine", "euclidean"] = "cosine"  # between features that were standardised per channel
-    mean: Normalisation | None = None  # of pixels in [0, 1]; None: as timm's weights of this network want it
-    std: Normalisation | None = None
+    mean: tuple[float, float, float] | None = None  # of pixels in [0, 1]; None: as timm's weights want it
+    std: tuple[float, float, float] | None = None
 
 
 class KMeansTokenizer(Tokenizer):

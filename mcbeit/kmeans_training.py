@@ -26,9 +26,9 @@ from mcbeit.meter import Meter, is_due, status_line
 from mcbeit.metric_log import MetricLog
 from mcbeit.network_weights import PACKAGED, PACKAGED_MEAN, PACKAGED_STD, load_network, read_network
 from mcbeit.optim import DurationConfig, steps_per_epoch
-from mcbeit.preprocess import Interpolation
+from mcbeit.preprocess import COLOURS, Interpolation
 from mcbeit.runfolder import RunConfig, open_run
-from mcbeit.sources import open_source, source_notes
+from mcbeit.sources import source_notes
 from mcbeit.tokenizer import count_codes, perplexity
 from mcbeit.tokenizer_choice import SLICE, calibrate_temperature, logits_of
 from mcbeit.tokenizer_data import crop_dataset, crop_keys, crop_loader
@@ -65,6 +65,11 @@ class KMeansRunConfig(RunConfig):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "KMeansRunConfig":
+        if self.data.channels != COLOURS:
+            raise ValueError(
+                f"data.channels={self.data.channels}: the network of a k-means tokenizer sees colours; for other "
+                "channels train a tokenizer of kind dvae"
+            )
         unread = unread_options(self.data, self.compute)
         if self.compute.precision not in ("auto", "fp32"):
             unread.append("compute.precision")
@@ -98,7 +103,7 @@ def _fit(config: KMeansRunConfig, *, resume: bool, worker: Worker) -> dict[str, 
     if worker.group.size > 1:
         raise ConfigError(f"a tokenizer is fitted by one worker, found {worker.group.size}; use --workers 1")
     worker.fetch()
-    source = open_source(config.data.required_source(), config.data.kind)
+    source = config.data.open()
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
     run = open_run(config, source, resume=resume, named=worker.named)

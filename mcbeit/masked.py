@@ -74,7 +74,7 @@ class MaskedImageModel(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "batch 3 height width"],
+        images: Float[Tensor, "batch channel height width"],
         mask: Bool[Tensor, "batch patch"],
         patch_ids: Int[Tensor, "batch masked"],
         codes: Codes,

@@ -28,6 +28,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from mcbeit.config import Config
 from mcbeit.errors import ImageError
 
+COLOURS = 3  # channels of an ordinary image: red, green, blue
 MAX_PIXELS = 2**30 // 12  # 89 million: the size from which Pillow, too, speaks of a decompression bomb
 MAX_ASPECT = 32  # a longer image is cut to its middle first, or a 1 x 100,000 image would fill the memory
 
@@ -62,33 +63,50 @@ class Preprocess(Config):
     resize: Literal["shorter-side", "squash"] = "shorter-side"  # squash: ignore the aspect, keep the whole image
     crop_fraction: float = Field(0.875, gt=0, le=1)  # the shorter side becomes int(image_size / crop_fraction)
     interpolation: Interpolation = "bicubic"  # all but nearest antialias
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # red, green, blue, of values in [0, 1]
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    # red, green, blue, of values in [0, 1]; or of every channel, where data.channels is not 3
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), min_length=1)
+    std: tuple[PositiveFloat, ...] = Field((0.229, 0.224, 0.225), min_length=1)
 
     @model_validator(mode="after")
-    def _squash_keeps_all(self) -> "Preprocess":
+    def _fits_together(self) -> "Preprocess":
         if self.resize == "squash" and self.crop_fraction != 1:
             raise ValueError(f"resize squash keeps the whole image: set crop_fraction to 1, found {self.crop_fraction}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean and std need a number per channel each, found {len(self.mean)} and {len(self.std)}")
         return self
 
-    def pixels(self, image: Source | Image.Image | Pixels) -> UInt8[np.ndarray, "size size 3"]:
+    @property
+    def channels(self) -> int:
+        """The number of channels: 3 are the colours of ordinary images."""
+        return len(self.mean)
+
+    def pixels(self, image: Source | Image.Image | np.ndarray) -> Shaped[np.ndarray, "size size channel"]:
         """The resized and cropped image: what the exported model takes. A small image is scaled up by the same rule.
 
         The rule is that of torchvision's `Resize(int)` and `CenterCrop` on PIL images, to the bit, as long as no side
-        is more than 32 times the other. Raises ImageError as `decode` does.
+        is more than 32 times the other. Colours are uint8. Other numbers of channels are float32 and resized one by
+        one; see `multichannel.py`. Raises ImageError as `decode` does.
         """
-        rgb = _rgb(image)
-        if self.resize == "shorter-side":
-            rgb = _cut_middle(rgb)
-        width, height = self._resized(*rgb.size)
-        rgb = rgb.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
-        return np.array(rgb.crop((left, top, left + self.image_size, top + self.image_size)))
+        if self.channels == COLOURS:
+            return self._fit(_rgb(image))
+        from mcbeit.multichannel import as_planes  # which reads ordinary files with this module
 
-    def normalise(self, pixels: UInt8[np.ndarray, "*batch 3"]) -> Float32[np.ndarray, "*batch 3"]:
-        """`(pixels / 255 - mean) / std`, every step in float32, the channel last."""
+        planes = np.moveaxis(as_planes(image, self.channels), 2, 0)
+        return np.stack([self._fit(Image.fromarray(plane)) for plane in planes], axis=2)
+
+    def normalise(self, pixels: Shaped[np.ndarray, "*batch channel"]) -> Float32[np.ndarray, "*batch channel"]:
+        """`(pixels / 255 - mean) / std`, every step in float32, the channel last; floats are not divided by 255."""
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        values = pixels.astype(np.float32)
+        return ((values / np.float32(255) if pixels.dtype == np.uint8 else values) - mean) / std
+
+    def _fit(self, image: Image.Image) -> np.ndarray:
+        if self.resize == "shorter-side":
+            image = _cut_middle(image)
+        width, height = self._resized(*image.size)
+        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
+        return np.array(image.crop((left, top, left + self.image_size, top + self.image_size)))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         short = int(self.image_size / self.crop_fraction)  # cut off, not rounded: so do BEiT, MAE and timm
@@ -131,9 +149,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"the image has no pixels: width {image.width}, height {image.height}")
     image.load()
     rgb = _convert(image)
-    rgb.info = {}
-    turn = _TURNS.get(_orientation(image))
-    return rgb if turn is None else rgb.transpose(turn)
+    turned = upright(rgb, _orientation(image))
+    turned.info = {}
+    return turned
+
+
+def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """The image turned and mirrored by its own EXIF orientation, or by another's."""
+    turn = _TURNS.get(_orientation(image) if orientation is None else orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 class _Jpeg(JpegImageFile):
@@ -162,6 +186,12 @@ _PLUGINS: dict[type[ImageFile], tuple[bytes, ...]] = {
 _KNOWN_RANGES = {"u": (65535.0,), "i": (255.0, 65535.0), "f": (1.0,)}  # by kind of dtype: uint16, int32, float32
 
 
+def format_of(data: bytes) -> str:
+    """The kind of an image file by its first bytes: JPEG, PNG and so on; NPY if it is none of the ordinary ones."""
+    plugin = _plugin(data)
+    return "NPY" if plugin is None else str(plugin.format)
+
+
 def _plugin(data: bytes) -> type[ImageFile] | None:
     start = data[8:12] if data.startswith(b"RIFF") else data[:8]
     return next((plugin for plugin, magics in _PLUGINS.items() if start.startswith(magics)), None)
@@ -180,6 +210,18 @@ def _cut_middle(image: Image.Image) -> Image.Image:
 
 
 def _decode(data: bytes, max_pixels: int, shrink: Shrink | None) -> Image.Image:
+    image = open_image(data, max_pixels)
+    factor = 1 if shrink is None else shrink(*_upright_size(image))
+    try:
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+        return to_rgb(image)
+    except Exception as error:
+        raise ImageError(f"the {image.format} data is truncated or corrupt") from error
+
+
+def open_image(data: bytes, max_pixels: int) -> ImageFile:
+    """A file whose header alone has been read. Raises ImageError as `decode` does."""
     if not data:
         raise ImageError("the file is empty")
     plugin = _plugin(data)
@@ -191,16 +233,12 @@ def _decode(data: bytes, max_pixels: int, shrink: Shrink | None) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("far too many pixels: a decompression bomb") from error
     except Exception as error:
+        if str(error) == "unknown pixel mode":
+            raise ImageError("the TIFF file has other channels or numbers than an ordinary image") from error
         raise ImageError(f"the {plugin.format} header is corrupt") from error
     if image.width * image.height > max_pixels:
         raise ImageError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
-    factor = 1 if shrink is None else shrink(*_upright_size(image))
-    try:
-        if factor > 1:
-            image.draft(None, (image.width // factor, image.height // factor))
-        return to_rgb(image)
-    except Exception as error:
-        raise ImageError(f"the {plugin.format} data is truncated or corrupt") from error
+    return image
 
 
 def _open(plugin: type[ImageFile], data: bytes) -> ImageFile:

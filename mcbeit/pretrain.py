@@ -38,7 +38,7 @@ from mcbeit.pretrain_setup import (
 )
 from mcbeit.probe import OnlineProbe
 from mcbeit.runfolder import RunFolder, open_run
-from mcbeit.sources import ImageSource, open_source, source_notes
+from mcbeit.sources import ImageSource, source_notes
 from mcbeit.tokenizer_plan import check_tokenizer, with_path
 from mcbeit.vit import VisionTransformer
 from mcbeit.watch import Watch
@@ -59,7 +59,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[s
     group = worker.group
     group.first(worker.fetch)
     config = group.each(lambda: with_model(config))
-    source = group.each(lambda: open_source(config.data.required_source(), config.data.kind))
+    source = group.each(config.data.open)
     per_epoch = group.each(lambda: steps_per_epoch(len(source), config.optim, config.data.masks_per_image))
     total = config.optim.total_steps(per_epoch)
     probe = group.each(lambda: _probe(config))
@@ -135,9 +135,9 @@ def _probe(config: PretrainConfig) -> OnlineProbe | None:
 
 def _check(config: PretrainConfig, source: ImageSource) -> None:
     """Raise an error now if the tokenizer or the initial weights would not fit."""
-    check_init(config.init, Path(config.run), config.model)
+    check_init(config.init, Path(config.run), config.model, config.data.channels)
     choice = with_path(config.tokenizer, Path(config.run))
-    check_tokenizer(choice, first_run(config, len(source)), config.grid, config.objective)
+    check_tokenizer(choice, first_run(config, len(source)), config.grid, config.objective, config.data.channels)
 
 
 def judge(parts: Pretraining, probe: OnlineProbe, run: RunFolder) -> tuple[float, bool]:

@@ -21,7 +21,7 @@ from mcbeit.masked import MaskedImageModel, ObjectiveConfig
 from mcbeit.masking import MaskConfig, num_masked
 from mcbeit.optim import OptimConfig, make_optimizer
 from mcbeit.parallel import is_sharded, replicate, shard_parameters, whole
-from mcbeit.preprocess import Preprocess
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.probe import EvalConfig
 from mcbeit.runfolder import RunConfig
 from mcbeit.sources import ImageSource
@@ -51,6 +51,16 @@ class PretrainConfig(RunConfig):
     optim: OptimConfig = OptimConfig()
     compute: ComputeConfig = ComputeConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _channels_fit(self) -> "PretrainConfig":
+        self.data.check_channels(self.preprocess.mean, section="preprocess", crop=self.crop)
+        if self.tokenizer.kind != "dvae" and self.data.channels != COLOURS:
+            raise ValueError(
+                f"tokenizer.kind={self.tokenizer.kind} is for colours, data.channels is {self.data.channels}; train a "
+                "tokenizer on these images: tokenizer.kind=dvae tokenizer.preset=photo-tokenizer"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_sharded_teacher(self) -> "PretrainConfig":
@@ -105,7 +115,10 @@ class Pretraining:
         if not is_sharded(self.model):
             return self.model.backbone
         found = {name: whole(tensor) for name, tensor in self.model.backbone.state_dict().items()}
-        backbone = VisionTransformer(self.config.model, image_size=self.config.preprocess.image_size).to(self.device)
+        config = self.config
+        backbone = VisionTransformer(
+            config.model, image_size=config.preprocess.image_size, channels=config.data.channels
+        ).to(self.device)
         backbone.load_state_dict(found)
         return backbone
 
@@ -119,9 +132,9 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     choice = with_path(config.tokenizer, Path(config.run))
     group.first(lambda: train_first(first_run(config, len(source)), worker))
     group.each(lambda: worker.fetch(below="tokenizer/"))
-    tokenizer = group.each(lambda: get_tokenizer(choice, config.grid)).to(device)
+    tokenizer = group.each(lambda: get_tokenizer(choice, config.grid, config.data.channels)).to(device)
     torch.manual_seed(config.seed)
-    backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size)
+    backbone = VisionTransformer(config.model, image_size=config.preprocess.image_size, channels=config.data.channels)
     backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
     goes_on = group.first(lambda: has_begun(Path(config.run)))
@@ -165,7 +178,7 @@ def initial_weights(config: PretrainConfig, model: MaskedImageModel) -> dict[str
 def first_run(config: PretrainConfig, num_images: int | None = None) -> TokenizerRun | None:
     """The run that has to train the tokenizer first, if there is one."""
     choice = with_path(config.tokenizer, Path(config.run))
-    return tokenizer_run(choice, config.data, seed=config.seed, num_images=num_images)
+    return tokenizer_run(choice, config.data, config.preprocess, seed=config.seed, num_images=num_images)
 
 
 def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
@@ -182,6 +195,7 @@ def estimate_cost(config: PretrainConfig, tokenizer: Tokenizer) -> Cost:
         tokenizer=tokenizer_flops(tokenizer, tokenizer.view_size(config.grid)),
         masks_per_image=config.data.masks_per_image,
         has_teacher=config.objective.has_teacher,
+        channels=config.data.channels,
     )
 
 
@@ -212,6 +226,8 @@ def some_tokenizer_views(config: PretrainConfig, source: ImageSource, tokenizer:
     return tokenizer_input(tokenizer, check_readable(batch, source), torch.float32)
 
 
-def tokenizer_input(tokenizer: Tokenizer, batch: Batch, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
+def tokenizer_input(
+    tokenizer: Tokenizer, batch: Batch, dtype: torch.dtype
+) -> Float[Tensor, "batch channel height width"]:
     """The tokenizer's view, normalised its way, in the memory format that its convolutions like."""
     return normalise(batch.views[1], tokenizer.mean, tokenizer.std, dtype).contiguous(memory_format=torch.channels_last)

@@ -41,7 +41,7 @@ class EvalConfig(Config):
 class Labelled(NamedTuple):
     """Preprocessed images of a source with their labels, unreadable ones left out."""
 
-    pixels: list[Tensor]  # batches, UInt8 [image, height, width, 3]
+    pixels: list[Tensor]  # batches, [image, height, width, channel], uint8 colours or float32
     labels: Int[Tensor, " image"]
     num_skipped: int
 
@@ -96,9 +96,9 @@ def load_labelled(
     return Labelled(batches, torch.from_numpy(labels[indices][keep]), int((~keep).sum()))
 
 
-def open_labelled(location: str | list[str], kind: SourceKind) -> ImageSource:
+def open_labelled(location: str | list[str], kind: SourceKind, channels: int) -> ImageSource:
     """A source with labels; `auto` takes a folder as an ImageFolder. Raises DataError if it has none."""
-    source = open_source(location, kind, folders="imagefolder")
+    source = open_source(location, kind, folders="imagefolder", channels=channels)
     require_labels(source)
     return source
 
@@ -112,12 +112,12 @@ class OnlineProbe:
 
     def __init__(self, config: EvalConfig, data: DataConfig, preprocess: Preprocess, seed: int) -> None:
         """Raises DataError before any training if the labels are not there."""
-        gallery = open_labelled(config.gallery or data.required_source(), config.kind)
+        gallery = open_labelled(config.gallery or data.required_source(), config.kind, data.channels)
         chosen = pick(gallery, config.num_gallery, seed)
         if len(chosen) < 2:
             raise DataError(f"a probe needs at least 2 images, but '{gallery.name(0)}' is alone in its gallery")
         if config.queries is not None:
-            queries = open_labelled(config.queries, config.kind)
+            queries = open_labelled(config.queries, config.kind, data.channels)
             asked = pick(queries, config.num_queries, seed)
             if unknown := sorted(_occurring(queries) - _occurring(gallery)):
                 raise DataError(

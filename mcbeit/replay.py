@@ -13,7 +13,7 @@ from mcbeit.optim import steps_per_epoch
 from mcbeit.pretrain import batches, predict, split, train_step
 from mcbeit.pretrain_setup import PretrainConfig, Pretraining, build
 from mcbeit.runfolder import RunFolder
-from mcbeit.sources import ImageSource, open_source
+from mcbeit.sources import ImageSource
 
 
 class ImageLoss(NamedTuple):
@@ -49,7 +49,7 @@ def replay(run: Path, step: int | None = None) -> Replay:
             raise RunError(f"no step of '{run}' was skipped; name another with --step")
         step = skipped[-1]["step"]
     config = load(PretrainConfig, run / "config.yaml", [f"run={run}"])
-    source = open_source(config.data.required_source(), config.data.kind)
+    source = config.data.open()
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)
     if not 0 <= step < (total := config.optim.total_steps(per_epoch)):
         raise RunError(f"--step {step} is not a step of '{run}'; it has the steps 0 to {total - 1}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mcbeit.preprocess import Interpolation
 
 CHUNK = 1 << 22  # distances that are held at once where codes are compared with each other
-Normalisation = tuple[float, float, float]
+Normalisation = tuple[float, ...]
 
 
 class Tokenizer(nn.Module, ABC):
@@ -21,13 +21,18 @@ class Tokenizer(nn.Module, ABC):
     vocab_size: int
     stride: int
     image_size: int | None = None  # pixels; None: any multiple of the stride
-    mean: Normalisation = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+    mean: Normalisation = (0.5, 0.5, 0.5)  # of pixels in [0, 1], per channel
     std: Normalisation = (0.5, 0.5, 0.5)
     interpolation: Interpolation = "lanczos"
     default_temperature: float = 1.0  # of equation (1), where nothing better is known
 
+    @property
+    def channels(self) -> int:
+        """The number of channels that it takes."""
+        return len(self.mean)
+
     @abstractmethod
-    def code_logits(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+    def code_logits(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch patch code"]:
         """Unnormalised log-probabilities of every code for every patch, given normalised pixels."""
 
     def view_size(self, grid: tuple[int, int]) -> int:

@@ -187,7 +187,9 @@ def low_precision(
 
 
 @torch.no_grad()
-def logits_of(tokenizer: Tokenizer, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch patch code"]:
+def logits_of(
+    tokenizer: Tokenizer, images: Float[Tensor, "batch channel height width"]
+) -> Float[Tensor, "batch patch code"]:
     """The code logits of many images, a few at a time, in the dtype of the tokenizer."""
     dtype = next(tokenizer.parameters()).dtype
     return torch.cat([tokenizer.code_logits(part.to(dtype)) for part in images.split(SLICE)])

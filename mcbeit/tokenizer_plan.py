@@ -11,6 +11,7 @@ from mcbeit.errors import ConfigError
 from mcbeit.kmeans import KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, check_kmeans, fit_kmeans
 from mcbeit.masked import ObjectiveConfig
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.runfolder import read_summary
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import (
@@ -37,11 +38,12 @@ def with_path(choice: TokenizerChoice, run: Path) -> TokenizerChoice:
 
 
 def tokenizer_run(
-    choice: TokenizerChoice, data: DataConfig, *, seed: int, num_images: int | None = None
+    choice: TokenizerChoice, data: DataConfig, preprocess: Preprocess, *, seed: int, num_images: int | None = None
 ) -> TokenizerRun | None:
     """The run that has to train the tokenizer first; None if it is there, or if no preset is named.
 
-    It reads the same images in the same way; a batch is never larger than the source.
+    It reads the same images in the same way; a batch is never larger than the source. Where images are no colours, it
+    normalises them as the backbone's are.
     """
     if choice.preset is None or (choice.path is not None and read_summary(Path(choice.path)) is not None):
         return None
@@ -55,6 +57,8 @@ def tokenizer_run(
             f"tokenizer.preset={choice.preset} is a {job} job, but tokenizer.kind={choice.kind} needs a "
             f"{JOBS[choice.kind]} job"
         )
+    if data.channels != COLOURS and choice.kind == "dvae":
+        values["model"] = {**values.get("model", {}), "mean": preprocess.mean, "std": preprocess.std}
     origin = f"tokenizer.preset={choice.preset}"
     config: TokenizerRun = (
         validate(KMeansRunConfig, values, origin=origin)
@@ -77,15 +81,19 @@ def train_first(first: TokenizerRun | None, worker: Worker) -> None:
     worker.keep()
 
 
-def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int]) -> Tokenizer:
-    """The tokenizer of a pretraining run. Raises ConfigError if its codes do not fit the patch grid."""
+def get_tokenizer(choice: TokenizerChoice, grid: tuple[int, int], channels: int) -> Tokenizer:
+    """The tokenizer of a pretraining run. Raises ConfigError if it does not fit the patch grid or the channels."""
     tokenizer = load_tokenizer(choice)
-    _check_grid(tokenizer, grid)
+    _check_fit(tokenizer, grid, channels)
     return tokenizer
 
 
 def check_tokenizer(
-    choice: TokenizerChoice, first: TokenizerRun | None, grid: tuple[int, int], objective: ObjectiveConfig
+    choice: TokenizerChoice,
+    first: TokenizerRun | None,
+    grid: tuple[int, int],
+    objective: ObjectiveConfig,
+    channels: int,
 ) -> None:
     """Raise ConfigError or RunError now if the tokenizer would not fit after it has been trained or read."""
     if choice.kind not in RUN_KINDS:
@@ -98,7 +106,7 @@ def check_tokenizer(
         _check_place(Path(first.run))
     with torch.device("meta"):
         tokenizer = planned_tokenizer(choice, first)
-    _check_grid(tokenizer, grid)
+    _check_fit(tokenizer, grid, channels)
     if (wanted := objective.target_perplexity) is not None and wanted >= tokenizer.vocab_size and not objective.hard:
         raise ConfigError(
             f"objective.target_perplexity={wanted:g} must be less than the tokenizer's {tokenizer.vocab_size} codes"
@@ -127,7 +135,12 @@ def _check_place(path: Path) -> None:
         )
 
 
-def _check_grid(tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+def _check_fit(tokenizer: Tokenizer, grid: tuple[int, int], channels: int) -> None:
+    if tokenizer.channels != channels:
+        raise ConfigError(
+            f"data.channels is {channels}, but the tokenizer takes {tokenizer.channels}; train one on these images "
+            "with tokenizer.kind=dvae tokenizer.path=null tokenizer.preset=photo-tokenizer"
+        )
     try:
         tokenizer.view_size(grid)
     except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -34,10 +34,11 @@ from mcbeit.errors import ConfigError, RunError
 from mcbeit.group import ALONE
 from mcbeit.meter import Meter, StepResult, is_due, status_line
 from mcbeit.metric_log import MetricLog
+from mcbeit.multichannel import false_colours
 from mcbeit.optim import OptimConfig, make_optimizer, steps_per_epoch
-from mcbeit.preprocess import Interpolation
+from mcbeit.preprocess import COLOURS, Interpolation
 from mcbeit.runfolder import RunConfig, open_run
-from mcbeit.sources import open_source, source_notes
+from mcbeit.sources import source_notes
 from mcbeit.state import TrainingState
 from mcbeit.targets import entropy
 from mcbeit.tokenizer import count_codes, perplexity
@@ -79,6 +80,7 @@ class TokenizerConfig(RunConfig):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "TokenizerConfig":
+        self.data.check_channels(self.model.mean, section="model", crop=self.crop)
         unread = unread_options(self.data, self.compute)
         if self.optim.accumulate != 1:
             unread.append("optim.accumulate")
@@ -120,7 +122,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
     if worker.group.size > 1:
         raise ConfigError(f"a tokenizer is trained by one worker, found {worker.group.size}; use --workers 1")
     worker.fetch()
-    source = open_source(config.data.required_source(), config.data.kind)
+    source = config.data.open()
     per_epoch = steps_per_epoch(len(source), config.optim)
     total = config.optim.total_steps(per_epoch)
     run = open_run(config, source, resume=resume, named=worker.named)
@@ -131,7 +133,11 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
     torch.manual_seed(config.seed)
     model = DiscreteVAE(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = TrainingState.start(model, make_optimizer([model], config.optim), precision, teacher_of=None)
-    state.numbers |= {"kind": "dvae", "tokenizer": config.model.model_dump(), "interpolation": config.interpolation}
+    state.numbers |= {
+        "kind": "dvae",
+        "tokenizer": config.model.model_dump(mode="json"),
+        "interpolation": config.interpolation,
+    }
     warnings = [*source_notes(source), *run.go_on(state)]
     dataset = crop_dataset(config, source)
     watch = Watch(
@@ -202,7 +208,7 @@ def _train(config: TokenizerConfig, *, resume: bool, worker: Worker) -> dict[str
 
 def train_step(
     state: TrainingState,
-    images: Float[Tensor, "batch 3 height width"],
+    images: Float[Tensor, "batch channel height width"],
     config: TokenizerConfig,
     *,
     lr: float,
@@ -227,12 +233,12 @@ def train_step(
     return result, count_codes(logits.detach())
 
 
-def model_input(model: DiscreteVAE, pixels: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "..."]:
+def model_input(model: DiscreteVAE, pixels: Shaped[Tensor, "batch channel height width"]) -> Float[Tensor, "..."]:
     """Pixels normalised for the tokenizer, in the memory format that convolutions like."""
     return normalise(pixels, model.mean, model.std).contiguous(memory_format=torch.channels_last)
 
 
-def cells(model: DiscreteVAE, images: Float[Tensor, "batch 3 height width"]) -> tuple[int, int]:
+def cells(model: DiscreteVAE, images: Float[Tensor, "batch channel height width"]) -> tuple[int, int]:
     """The grid of codes of a batch."""
     return images.shape[2] // model.stride, images.shape[3] // model.stride
 
@@ -263,7 +269,7 @@ def judge(
 ) -> dict[str, Any]:
     """A finished tokenizer on crops of an epoch that it was not trained on; also saves the picture of reconstructions.
 
-    Returns the reconstruction error (mean squared, of pixels in [-1, 1]), code use, and the temperature at which
+    Returns the reconstruction error (mean squared, of normalised pixels), code use, and the temperature at which
     patches have DEFAULT_PERPLEXITY choices (fewer in a vocabulary of at most 6); no temperature if there is none.
     """
     model.eval()
@@ -291,9 +297,12 @@ def judge(
 
 
 def save_comparison(images: Tensor, decoded: Tensor, path: Path) -> None:
-    """A PNG of two rows: images above, what their codes say of them below; pixels in [-1, 1]."""
+    """A PNG of two rows: images above, what their codes say of them below. Colours are in [-1, 1]; others are stretched
+    from their lowest value to their highest.
+    """
     rows = [torch.cat(list(row), dim=2) for row in (images, decoded)]
-    pixels = ((torch.cat(rows, dim=1).clamp(-1, 1) + 1) * 127.5).round().byte()
+    both = torch.cat(rows, dim=1).cpu()
+    pixels = both if len(both) != COLOURS else ((both.clamp(-1, 1) + 1) * 127.5).round().byte()
     buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(buffer, "PNG")
+    Image.fromarray(false_colours(pixels.permute(1, 2, 0).numpy())).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())

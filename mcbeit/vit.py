@@ -69,11 +69,12 @@ class VisionTransformer(Beit):
 
     rel_pos_bias: RelativePositionBias | None  # type: ignore[assignment]  # timm sets None too, but does not say so
 
-    def __init__(self, config: ModelConfig, *, image_size: int) -> None:
+    def __init__(self, config: ModelConfig, *, image_size: int, channels: int = 3) -> None:
         dim, depth, heads = config.shape
         super().__init__(
             img_size=image_size,
             patch_size=config.patch_size,
+            in_chans=channels,
             num_classes=0,
             global_pool="token" if config.final_norm == "tokens" else "avg",
             embed_dim=dim,
@@ -103,7 +104,7 @@ class VisionTransformer(Beit):
 
     def forward_tokens(
         self,
-        images: Float[Tensor, "batch 3 height width"],
+        images: Float[Tensor, "batch channel height width"],
         mask: Bool[Tensor, "batch patch"] | None = None,
         dice: Float[Tensor, "batch die"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:

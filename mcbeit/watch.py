@@ -29,9 +29,8 @@ class Watch:
     ) -> None:
         self.run, self.source, self.state, self.worker, self.keys_of = run, source, state, worker, keys_of
         group, device = worker.group, next(state.model.parameters()).device
-        self.corrupt = (
-            CorruptImages(source, run.corrupt_file, max_fraction=data.max_corrupt_fraction) if group.is_first else None
-        )
+        self.corrupt: CorruptImages | None = None
+        group.first(lambda: self._begin_list(data.max_corrupt_fraction))
         in_a_row = group.first(lambda: count_in_a_row(run.skipped_steps(), state.step))
         self.skips = SkippedSteps(limit=max_skipped, in_a_row=in_a_row)
         self.wants_stop = False
@@ -74,6 +73,10 @@ class Watch:
             self.worker.group.first(lambda: self._keep(checkpoint))
             self._saved_at = self.state.step
 
+    def _begin_list(self, max_fraction: float) -> None:
+        """The list of unreadable images. Raises DataError if damaged shards have lost too many already."""
+        self.corrupt = CorruptImages(self.source, self.run.corrupt_file, max_fraction=max_fraction)
+
     def _keep(self, checkpoint: Checkpoint) -> None:
         self.run.save(checkpoint)
         self.worker.keep()
@@ -84,10 +87,8 @@ class Watch:
 
     def tell_corrupt(self, display: Display) -> None:
         """A last word on the images that could not be read, if there are any."""
-        if self.num_corrupt:
-            display.note(
-                f"{self.num_corrupt} of {len(self.source)} images cannot be read; {self.run.corrupt_file} lists them"
-            )
+        if self.corrupt:
+            display.note(self.corrupt.describe())
 
     def _record_skip(self, told: Told, display: Display) -> None:
         keys = self.keys_of(told.step)

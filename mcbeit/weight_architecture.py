@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from mcbeit.errors import WeightsError
+from mcbeit.preprocess import COLOURS
 from mcbeit.relative_position import NUM_CLS_ROWS
 from mcbeit.vit import ModelConfig, VisionTransformer
 from mcbeit.weight_account import some
 
 HEAD_DIM = 64  # of every published BEiT; counts only where no bias table tells the number of heads
+PATCHES = "patch_embed.proj.weight"
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 BLOCK_TABLE = "attn.relative_position_bias_table"
 VOCABULARY_HEAD = ("lm_head.weight", "lm_head.bias")
@@ -30,11 +32,11 @@ def infer_model(tensors: Tensors, origin: str, *, num_heads: int | None = None) 
     if the shape is ambiguous; says what to set.
     """
     dim = _shape(tensors, "cls_token", 3, origin)[2]
-    rows, channels, height, width = _shape(tensors, "patch_embed.proj.weight", 4, origin)
-    if channels != 3 or height != width or rows != dim:
+    rows, _, height, width = _shape(tensors, PATCHES, 4, origin)
+    if height != width or rows != dim:
         raise WeightsError(
-            f"'{origin}' embeds patches of {height} x {width} pixels and {channels} channels into width {rows}; "
-            f"square patches of 3 channels and width {dim}, as of cls_token, are what a BEiT backbone here has"
+            f"'{origin}' embeds patches of {height} x {width} pixels into width {rows}; square patches and width "
+            f"{dim}, as of cls_token, are what a BEiT backbone here has"
         )
     hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2, origin)[0]
     table = _table_shape(tensors, origin)
@@ -53,19 +55,24 @@ def infer_model(tensors: Tensors, origin: str, *, num_heads: int | None = None) 
     return config, _grid_size(tensors, table, origin) * height
 
 
+def num_channels(tensors: Tensors) -> int:
+    """Channels of the images that the tensors are for; of colours, if no tensor tells."""
+    return tensors[PATCHES].shape[1] if PATCHES in tensors and tensors[PATCHES].ndim == 4 else COLOURS
+
+
 @functools.lru_cache(maxsize=16)
-def model_shapes(config: ModelConfig, image_size: int) -> Mapping[str, tuple[int, ...]]:
+def model_shapes(config: ModelConfig, image_size: int, channels: int = COLOURS) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of the tensors of a backbone."""
     with torch.device("meta"):
         return {
             name: tuple(value.shape)
-            for name, value in VisionTransformer(config, image_size=image_size).state_dict().items()
+            for name, value in VisionTransformer(config, image_size=image_size, channels=channels).state_dict().items()
         }
 
 
 def check_shapes(tensors: Tensors, config: ModelConfig, image_size: int, origin: str) -> None:
     """Raises WeightsError with every tensor of the backbone that is missing, has another shape, or is not finite."""
-    wanted = model_shapes(config, image_size)
+    wanted = model_shapes(config, image_size, num_channels(tensors))
     if missing := [name for name in wanted if name not in tensors and name not in OPTIONAL]:
         raise WeightsError(f"'{origin}' lacks what its model needs: {some(missing)}")
     wrong = [

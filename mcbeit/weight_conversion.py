@@ -43,7 +43,8 @@ def convert_weights(
     if image_size is not None:
         weights = weights.resized(image_size)
     arrangement = arrange(weights, known)
-    call = timm_call(weights.model, weights.image_size, weights.num_classes) if known == "timm" else None
+    sizes = (weights.model, weights.image_size, weights.num_classes, weights.channels)
+    call = timm_call(*sizes) if known == "timm" else None
     try:
         _write(arrangement, out, known, note=None if call is None else str(call))
         if known == "mcbeit":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor
 
+from mcbeit.preprocess import COLOURS
 from mcbeit.vit import SIZES, ModelConfig
 from mcbeit.weight_account import Account
 from mcbeit.weight_architecture import BLOCK_TABLE, CLASSIFIER, SHARED_TABLE, VOCABULARY_HEAD, model_shapes
@@ -59,7 +60,7 @@ def arrange(weights: Weights, layout: Layout) -> Arrangement:
         weights = weights.with_tables("per-block")
     left_out = [name for name in weights.tensors if name in NO_PLACE[layout]]
     missing = [name for name in EXPECTED.get(layout, ()) if name not in weights.tensors]
-    names = [*model_shapes(weights.model, weights.image_size), *VOCABULARY_HEAD, *CLASSIFIER]
+    names = [*model_shapes(weights.model, weights.image_size, weights.channels), *VOCABULARY_HEAD, *CLASSIFIER]
     tensors = {name: weights.tensors[name] for name in names if name in weights.tensors and name not in left_out}
     if layout == "mcbeit":
         tensors = {name if name in HEADS else PREFIX + name: value for name, value in tensors.items()}
@@ -68,15 +69,23 @@ def arrange(weights: Weights, layout: Layout) -> Arrangement:
     return Arrangement(tensors, left_out, missing, weights.account)
 
 
-def timm_call(model: ModelConfig, image_size: int, num_classes: int | None) -> TimmCall:
+def timm_call(model: ModelConfig, image_size: int, num_classes: int | None, channels: int = COLOURS) -> TimmCall:
     """How timm builds the model: by the name of its size, or as a variation of its base model."""
     dim, depth, heads = model.shape
     name = TIMM_NAMES.get(model.shape, TIMM_NAMES[SIZES["base"]])
-    usual = {"img_size": 224, "patch_size": 16, "num_classes": 1000, "global_pool": "avg", "mlp_ratio": 4.0}
+    usual = {
+        "img_size": 224,
+        "patch_size": 16,
+        "in_chans": COLOURS,
+        "num_classes": 1000,
+        "global_pool": "avg",
+        "mlp_ratio": 4.0,
+    }
     usual |= {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False, "use_abs_pos_emb": False, "has_scale": True}
     wanted = {
         "img_size": image_size,
         "patch_size": model.patch_size,
+        "in_chans": channels,
         "num_classes": num_classes or 0,
         "global_pool": "token" if model.final_norm == "tokens" else "avg",
         "mlp_ratio": model.mlp_ratio,

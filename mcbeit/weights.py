@@ -32,6 +32,7 @@ from mcbeit.weight_architecture import (
     has_one_table,
     infer_model,
     model_shapes,
+    num_channels,
 )
 from mcbeit.weight_files import StoredWeights, open_weights
 
@@ -69,6 +70,11 @@ class Weights:
         """Patches per column and row."""
         side = self.image_size // self.model.patch_size
         return side, side
+
+    @property
+    def channels(self) -> int:
+        """Channels of its images; 3 are colours."""
+        return num_channels(self.tensors)
 
     @property
     def vocab_size(self) -> int | None:
@@ -134,6 +140,7 @@ class LoadedBackbone:
     model: VisionTransformer
     config: ModelConfig
     image_size: int  # pixels
+    channels: int  # of its images; 3 are colours
     preprocess: Preprocess | None  # what it was trained on, at its own size; None: the file does not tell
     account: Account
 
@@ -155,7 +162,7 @@ def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights
     else:
         model, image_size = infer_model(tensors, stored.origin, num_heads=num_heads)
     preprocess = stored.known.preprocess
-    known = model_shapes(model, image_size).keys() | HEADS.keys()
+    known = model_shapes(model, image_size, num_channels(tensors)).keys() | HEADS.keys()
     account.refuse(keys[name] for name in tensors if name not in known)
     check_shapes(tensors, model, image_size, stored.origin)
     weights = Weights(
@@ -189,9 +196,9 @@ def load_backbone(
     weights = read_weights(source, num_heads=num_heads)
     config, image_size = config or weights.model, image_size or weights.image_size
     state, account = fit_backbone(weights, config, image_size)
-    model = _hollow(config, image_size)
+    model = _hollow(config, image_size, weights.channels)
     model.load_state_dict(state, assign=True)
-    return LoadedBackbone(model.eval(), config, image_size, weights.preprocess, account)
+    return LoadedBackbone(model.eval(), config, image_size, weights.channels, weights.preprocess, account)
 
 
 def fit_backbone(
@@ -214,7 +221,7 @@ def plan_backbone(
 ) -> tuple[Weights, Account]:
     """The weights with the tables and the size of a backbone, and what `fit_backbone` will make of every key."""
     weights = weights.with_tables(config.bias_tables).resized(image_size)
-    account, shapes = copy.deepcopy(weights.account), model_shapes(config, image_size)
+    account, shapes = copy.deepcopy(weights.account), model_shapes(config, image_size, weights.channels)
     for name, (_, why) in _fresh(config.shape[0]).items():
         if name in shapes and name not in weights.tensors:
             account.fresh[name] = why
@@ -305,10 +312,10 @@ def _check_fits(weights: Weights, shapes: Mapping[str, tuple[int, ...]], account
     account.check_complete()
 
 
-def _hollow(config: ModelConfig, image_size: int) -> VisionTransformer:
+def _hollow(config: ModelConfig, image_size: int, channels: int) -> VisionTransformer:
     """A backbone without numbers: drawing those of ViT-L, only to replace them, takes many seconds."""
     with torch.device("meta"):
-        model = VisionTransformer(config, image_size=image_size)
+        model = VisionTransformer(config, image_size=image_size, channels=channels)
     for module in model.modules():
         for name, like in list(module.named_buffers(recurse=False)):
             value = gen_relative_position_index(model.grid) if name == INDEX else torch.zeros(like.shape)

@@ -14,6 +14,12 @@ settings.register_profile("mcbeit", derandomize=True, database=None, deadline=No
 settings.load_profile("mcbeit")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The user's cache is not ours to fill."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ImageFolder of 24 images, two classes; not to be written to."""

@@ -291,7 +291,8 @@ def test_auto_workers__is_as_configured_or_half_of_the_cores(monkeypatch) -> Non
         ({"max_corrupt_fraction": 2}, "max_corrupt_fraction: input should be less than or equal to 1 (found 2)"),
         ({"num_workers": "all"}, "num_workers: input should be a valid integer"),
         ({"num_workers": -1}, "num_workers: input should be greater than or equal to 0"),
-        ({"kind": "tar"}, "kind: input should be 'auto', 'folder', 'imagefolder' or 'list' (found 'tar')"),
+        ({"channels": 0}, "channels: input should be greater than or equal to 1 (found 0)"),
+        ({"kind": "zip"}, "'imagefolder', 'list', 'tar' or 'parquet' (found 'zip')"),
     ],
 )
 def test_data_config__refuses(values: dict[str, Any], wanted: str) -> None:

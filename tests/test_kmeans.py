@@ -22,6 +22,7 @@ from mcbeit.jobs import describe_job, load_job
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, complaint, fit_kmeans
 from mcbeit.network_weights import PACKAGED_MODULE, load_network, read_network
+from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain import pretrain
 from mcbeit.tokenizer import distance_logits
 from mcbeit.tokenizer_choice import TokenizerChoice, load_run, load_tokenizer, low_precision
@@ -354,8 +355,8 @@ def test_pretrain__fits_a_kmeans_preset_first(source: Path, weights: Path, tmp_p
     assert "a tokenizer is trained first" in text
     assert pretrain(config)["step"] == 5
     choice = with_path(config.tokenizer, Path(config.run))
-    assert tokenizer_run(choice, config.data, seed=0) is None  # it is there now
-    assert get_tokenizer(choice, (4, 4)).vocab_size == 8
+    assert tokenizer_run(choice, config.data, Preprocess(), seed=0) is None  # it is there now
+    assert get_tokenizer(choice, (4, 4), 3).vocab_size == 8
     with torch.device("meta"):
         assert planned_tokenizer(choice, None).vocab_size == 8
 
@@ -365,7 +366,7 @@ def test_tokenizer_run__refuses_a_preset_of_another_job() -> None:
     with pytest.raises(
         ConfigError, match=r"preset=photo-tokenizer is a tokenizer job, but tokenizer\.kind=kmeans needs"
     ):
-        tokenizer_run(choice, DataConfig(source="x"), seed=0)
+        tokenizer_run(choice, DataConfig(source="x"), Preprocess(), seed=0)
 
 
 def test_describe_job__costs_a_kmeans_run() -> None:
@@ -436,3 +437,8 @@ def test_start__packaged_weights_want_their_own_normalisation(
     assert state.model.mean == network_weights.PACKAGED_MEAN
     assert state.model.std == (128 / 255,) * 3
     assert state.numbers["tokenizer"]["mean"] == network_weights.PACKAGED_MEAN
+
+
+def test_config__is_of_colours_only() -> None:
+    with pytest.raises(ConfigError, match=r"data.channels=4: the network of a k-means tokenizer sees colours"):
+        validate(KMeansRunConfig, {"data": {"source": "x", "channels": 4}})

@@ -22,11 +22,14 @@ ONLY_IN = {
     "ray.train": {"mcbeit/distributed.py"},
     "ray.serve": {"serve/deployment.py"},
     "pycocotools": {"bench/detection.py"},
+    "fsspec": {"mcbeit/sources/remote.py"},
+    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py"},
+    "tifffile": {"mcbeit/multichannel.py"},
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }
 NOT_LOADED_WITH = {  # not by the module itself, nor by anything that it loads
-    "mcbeit": {"torch", "torchvision", "timm", "ray"},
-    "mcbeit.cli": {"torch", "torchvision", "timm", "ray"},
+    "mcbeit": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile"},
+    "mcbeit.cli": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile"},
     "mcbeit.serve": {"torch", "torchvision", "timm"},
 }
 
@@ -176,6 +179,9 @@ def test_violations__links_are_not_walked_twice(tmp_path: Path) -> None:
         ("serve/bad.py", "from ray.serve import deployment", "ray.serve only in"),
         ("bench/bad.py", "def late():\n    from pycocotools import mask", "pycocotools only in"),
         ("serve/bad.py", "import faiss", "faiss only in"),
+        ("mcbeit/bad.py", "import pyarrow.parquet as pq", "pyarrow only in"),
+        ("bench/bad.py", "def late():\n    import tifffile", "tifffile only in"),
+        ("mcbeit/bad.py", "from fsspec.core import url_to_fs", "fsspec only in"),
         ("serve/bad.py", "import torch.nn as nn", "torch is loaded with it"),
         ("serve/bad.py", "try:\n    import torch\nexcept ImportError:\n    pass", "torch is loaded with it"),
         ("serve/bad.py", "class Session:\n    from torch import Tensor", "torch is loaded with it"),
@@ -214,6 +220,7 @@ print(json.dumps(loaded))
 def test_help__loads_nothing_heavy() -> None:
     """`import mcbeit`, `mcbeit --help` and the help of every command and subcommand."""
     heavy = ["torch", "torchvision", "timm", "ray", "onnxruntime", "faiss", "matplotlib", "scipy"]
+    heavy += ["pyarrow", "tifffile", "fsspec"]
     command = [sys.executable, "-c", HELP_OF_ALL, *heavy]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shards import cut, header_of, write_parquet, write_tar
 from tiny import pretrain_config, tokenizer_config, write_shapes
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -283,3 +284,47 @@ def test_train_step__never_waits_for_the_device(
         float(result.loss)
         assert counter.waits == 1
     assert bool(result.measurements) == measured
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_pretrain__on_shards_resumes_as_on_a_folder(
+    kind: str, source: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"checkpoint": {"every_epochs": 0.34}, "log": {"every_steps": 1, "tensorboard": False}}
+    files = sorted(source.rglob("*.png"))
+    images = {str(path.relative_to(source)): path.read_bytes() for path in files}
+    if kind == "tar":
+        for i in range(2):
+            write_tar(tmp_path / "shards" / f"{i}.tar", dict(list(images.items())[12 * i : 12 * i + 12]))
+    else:
+        write_parquet(tmp_path / "shards" / "images.parquet", list(images.values()))
+    pretrain(pretrain_config(source, tokenizer, tmp_path / "folder", **settings))
+
+    def stop_at_step_4(parts: Any, *arguments: Any, **options: Any) -> Any:
+        if parts.state.step == 4:
+            raise KeyboardInterrupt
+        return train_step(parts, *arguments, **options)
+
+    monkeypatch.setattr(module, "train_step", stop_at_step_4)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(pretrain_config(tmp_path / "shards", tokenizer, tmp_path / "run", **settings))
+    monkeypatch.undo()
+    pretrain(pretrain_config(tmp_path / "shards", tokenizer, tmp_path / "run", **settings), resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "folder")
+
+
+def test_pretrain__counts_the_images_that_damaged_shards_have_lost(
+    source: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = {str(path.relative_to(source)): path.read_bytes() for path in sorted(source.rglob("*.png"))}
+    for i in range(2):
+        path = write_tar(tmp_path / "shards" / f"{i}.tar", dict(list(images.items())[12 * i : 12 * i + 12]))
+    cut(path, header_of(path, list(images)[20]))
+    data = {"source": str(tmp_path / "shards"), "num_workers": 0, "max_corrupt_fraction": 0.2}
+    summary = pretrain(pretrain_config(source, tokenizer, tmp_path / "run", data=data))
+    assert summary["corrupt"] == 4
+    told = capsys.readouterr().err
+    assert "warning: 1 files cannot be read to their end, which loses about 4 images" in told
+    assert f"about 4 of 24 images cannot be read; {tmp_path / 'run' / 'corrupt.txt'} lists them" in told
+    with pytest.raises(DataError, match="about 4 of 24 images cannot be read, more than data"):
+        pretrain(pretrain_config(source, tokenizer, tmp_path / "two", data={**data, "max_corrupt_fraction": 0.1}))

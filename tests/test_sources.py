@@ -193,7 +193,7 @@ def test_open_source__refuses_a_list_that_is_wrong(lines: list[str], wanted: str
 def test_open_source__a_picture_is_no_list(tmp_path) -> None:
     (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert message(str(tmp_path / "x.png")).endswith(
-        "x.png' is not a list file: it is not UTF-8 text (invalid start byte)"
+        "x.png' is one image; name the folder that it lies in, or a list file that names it"
     )
 
 

@@ -27,6 +27,7 @@ from mcbeit.dall_e import DallE, DallEConfig
 from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.masked import ObjectiveConfig
+from mcbeit.preprocess import Preprocess
 from mcbeit.tokenizer import code_gap, distance_logits
 from mcbeit.tokenizer_choice import TokenizerChoice, load_tokenizer, low_precision
 from mcbeit.tokenizer_files import is_tokenizer, read_tokenizer
@@ -353,10 +354,10 @@ def test_load_tokenizer__every_kind_by_path(tmp_path: Path, kind: str) -> None:
     assert shapes_of(planned) == shapes_of(tokenizer)
     assert next(planned.parameters()).is_meta
     grid = (16 // tokenizer.stride,) * 2
-    check_tokenizer(choice, None, grid, ObjectiveConfig())
+    check_tokenizer(choice, None, grid, ObjectiveConfig(), 3)
     with pytest.raises(ConfigError, match="does not fit a patch grid of 3 x 4"):
-        check_tokenizer(choice, None, (3, 4), ObjectiveConfig())
-    assert tokenizer_run(choice, DataConfig(), seed=0) is None
+        check_tokenizer(choice, None, (3, 4), ObjectiveConfig(), 3)
+    assert tokenizer_run(choice, DataConfig(), Preprocess(), seed=0) is None
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -16,6 +16,7 @@ from mcbeit.config import dump, validate
 from mcbeit.data import DataConfig, Key, ViewDataset
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, DataError, RunError, WeightsError
+from mcbeit.preprocess import Preprocess
 from mcbeit.tokenizer_choice import TokenizerChoice, load_run, load_tokenizer
 from mcbeit.tokenizer_plan import get_tokenizer, tokenizer_run, train_first, with_path
 from mcbeit.tokenizer_training import CodebookConfig, imbalance, relaxation, revive_dead_codes, train_tokenizer
@@ -94,7 +95,7 @@ def test_tokenizer_config__refuses_what_it_does_not_read(section: str, key: str,
 
 def test_tokenizer_run__hands_on_how_images_are_read(tmp_path: Path) -> None:
     data = DataConfig(source=str(tmp_path), max_corrupt_fraction=0.25, num_workers=0, masks_per_image=2)
-    config = tokenizer_run(TokenizerChoice(kind="dvae", preset="photo-tokenizer"), data, seed=5)
+    config = tokenizer_run(TokenizerChoice(kind="dvae", preset="photo-tokenizer"), data, Preprocess(), seed=5)
     assert config is not None
     found = config.data
     assert (found.source, found.max_corrupt_fraction, found.num_workers) == (str(tmp_path), 0.25, 0)
@@ -104,16 +105,16 @@ def test_tokenizer_run__hands_on_how_images_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("num_images", "batch_size"), [(None, 64), (24, 24), (64, 64), (1000, 64)])
 def test_tokenizer_run__has_no_larger_batch_than_there_are_images(num_images: int | None, batch_size: int) -> None:
     choice = TokenizerChoice(kind="dvae", preset="photo-tokenizer")
-    config = tokenizer_run(choice, DataConfig(source="photos"), seed=0, num_images=num_images)
+    config = tokenizer_run(choice, DataConfig(source="photos"), Preprocess(), seed=0, num_images=num_images)
     assert config is not None
     assert config.optim.batch_size == batch_size
 
 
 def test_tokenizer_run__is_none_where_nothing_is_to_be_trained(source: Path, tmp_path: Path) -> None:
-    assert tokenizer_run(TokenizerChoice(path="x.safetensors"), DataConfig(), seed=0) is None
+    assert tokenizer_run(TokenizerChoice(path="x.safetensors"), DataConfig(), Preprocess(), seed=0) is None
     train_tokenizer(tokenizer_config(source, tmp_path))
     choice = TokenizerChoice(kind="dvae", preset="photo-tokenizer", path=str(tmp_path))
-    assert tokenizer_run(choice, DataConfig(source=str(source)), seed=0) is None
+    assert tokenizer_run(choice, DataConfig(source=str(source)), Preprocess(), seed=0) is None
 
 
 def test_train_tokenizer__starts_nothing_without_images(tmp_path: Path) -> None:
@@ -128,11 +129,11 @@ def test_get_tokenizer__trains_a_preset_once(source: Path, tmp_path: Path, capsy
     choice = with_path(TokenizerChoice(kind="dvae", preset=str(preset)), tmp_path / "run")
     assert choice.path == str(tmp_path / "run" / "tokenizer")
     data = DataConfig(source=str(source), num_workers=0)
-    train_first(tokenizer_run(choice, data, seed=0), Worker())
-    first = get_tokenizer(choice, (4, 4))
+    train_first(tokenizer_run(choice, data, Preprocess(), seed=0), Worker())
+    first = get_tokenizer(choice, (4, 4), 3)
     assert "of 16 codes used" in capsys.readouterr().err
-    train_first(tokenizer_run(choice, data, seed=0), Worker())
-    second = get_tokenizer(choice, (4, 4))
+    train_first(tokenizer_run(choice, data, Preprocess(), seed=0), Worker())
+    second = get_tokenizer(choice, (4, 4), 3)
     assert capsys.readouterr().err == ""
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert not first.training

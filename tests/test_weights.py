@@ -303,7 +303,7 @@ def put(name: str, *shape: int) -> Callable[[dict[str, Tensor]], Any]:
         (remove("lm_head.bias"), "has only one of lm_head.weight and lm_head.bias"),
         (put("lm_head.weight", 16, 31), "lm_head.weight is [16, 31], not [16, 32]"),
         (put("blocks.1.attn.qkv.weight", 32, 32), "blocks.1.attn.qkv.weight is [32, 32], not [96, 32]"),
-        (put("patch_embed.proj.weight", 32, 4, 4, 4), "patches of 4 x 4 pixels and 4 channels"),
+        (put("patch_embed.proj.weight", 31, 3, 4, 4), "into width 31; square patches and width 32"),
         (put("patch_embed.proj.weight", 32, 3, 4, 8), "patches of 4 x 8 pixels"),
         (put("cls_token", 32), "'cls_token' of 'weights.pth' has 1 dimensions, a BEiT's has 3"),
         (put("rel_pos_bias.relative_position_bias_table", 50, 2), "has 50 rows, which is no (2n - 1)^2 + 3"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image, ImageDraw
 
 from mcbeit.config import validate
@@ -43,7 +44,7 @@ def tokenizer_config(source: Path, run: Path, **changes: Any) -> TokenizerConfig
     return validate(TokenizerConfig, {**values, **changes})
 
 
-def pretrain_config(source: Path, tokenizer: Path | str, run: Path, **changes: Any) -> PretrainConfig:
+def pretrain_config(source: Path, tokenizer: Path | str, run: Path, /, **changes: Any) -> PretrainConfig:
     """A backbone of 2 blocks and width 32 on 16 px images with 4 x 4 patches, 6 steps in 2 epochs."""
     values: dict[str, Any] = {
         "run": str(run),
@@ -77,3 +78,30 @@ def stopped_after(steps: int) -> Worker:
             return super().__call__()
 
     return Worker(stop=Soon())
+
+
+CHANNELS = {  # what a run on the images of `write_planes` says of them
+    "data": {"channels": 5, "num_workers": 0},
+    "preprocess": {
+        "image_size": 16,
+        "crop_fraction": 1.0,
+        "mean": [0.2, 0.3, 0.4, 0.5, 0.6],
+        "std": [0.1, 0.2, 0.2, 0.2, 0.1],
+    },
+}
+
+
+def write_planes(folder: Path, *, count: int = NUM_IMAGES, seed: int = 0) -> Path:
+    """An ImageFolder of two classes, .npy and TIFF files in turn: 24 px, 5 channels of uint16."""
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        bright = index % 2
+        values = rng.integers(0, 20000, (24, 24, 5)).astype(np.uint16)
+        values[4:16, 6:20, 3 * bright] += 40000
+        path = folder / ("dark", "bright")[bright] / f"{index:03d}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index % 4 < 2:
+            np.save(path.with_suffix(".npy"), values)
+        else:
+            tifffile.imwrite(path.with_suffix(".tif"), values, photometric="minisblack", planarconfig="contig")
+    return folder
