@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mcbeit.atomic import write_json
 from mcbeit.bench import baselines
 from mcbeit.bench.baselines import Comparison, Features
 from mcbeit.bench.page import render
 from mcbeit.bench.trained import fingerprint, load_trained
-from mcbeit.checkpoint import write_json
 from mcbeit.config import override, validate
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError

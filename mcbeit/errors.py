@@ -27,6 +27,14 @@ class WeightsError(McbeitError):
     """A file of weights cannot be read, or holds something else than was asked for."""
 
 
+class EncoderError(McbeitError):
+    """A model cannot be used as an encoder, or is asked for vectors that it does not have."""
+
+
+class ExportError(McbeitError):
+    """A model cannot be exported, or what was exported does not give the numbers of the model."""
+
+
 class Interrupted(Exception):
     """A training has ended early because somebody asked for it, and what it had done is saved."""
 

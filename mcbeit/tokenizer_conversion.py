@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import mcbeit
-from mcbeit.checkpoint import replacing, write_json
+from mcbeit.atomic import replacing, write_json
 from mcbeit.errors import WeightsError
 from mcbeit.tokenizer_files import StoredTokenizer, read_tokenizer
 from mcbeit.tokenizer_manifest import TokenizerManifest

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 import mcbeit
-from mcbeit.checkpoint import replacing, write_json
+from mcbeit.atomic import replacing, write_json
 from mcbeit.errors import WeightsError
 from mcbeit.weight_account import count, some
 from mcbeit.weight_layouts import Arrangement, arrange, timm_call
