@@ -8,6 +8,8 @@ from jaxtyping import Float
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
+from mcbeit.encoder import Pooling
+
 
 class Tokens(NamedTuple):
     """What a block says of a batch."""
@@ -21,7 +23,7 @@ class Body(nn.Module):
 
     num_layers: int
     has_cls: bool
-    default_pooling: str
+    default_pooling: Pooling
     pooled_norm: nn.Module
 
     def tokens(
@@ -39,7 +41,7 @@ class BeitBody(Body):
     def __init__(self, model: Beit) -> None:
         super().__init__()
         self.model = model
-        self.num_layers = len(model.blocks)
+        self.num_layers = len(list(model.blocks))
         self.pooled_norm = model.fc_norm
         self.default_pooling = "mean"
 

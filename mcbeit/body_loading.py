@@ -22,7 +22,7 @@ from mcbeit.network_weights import (
     PACKAGED_STD,
     read_network,
 )
-from mcbeit.preprocess import Preprocess
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.weight_files import timm_preprocess
 from mcbeit.weights import load_backbone
 
@@ -61,11 +61,10 @@ def _load_beit(source: str, config: EncoderConfig) -> LoadedBody:
     notes = [f"weights: {loaded.account.summary()}"]
     known = loaded.preprocess
     if known is None:
-        known = (
-            Preprocess(mean=(0.5,) * loaded.channels, std=(0.5,) * loaded.channels) if loaded.channels != 3 else None
-        )
-        notes.append("the file does not tell its normalisation; used: " + ("0.5 and 0.5" if known else "ImageNet's"))
-    preprocess = (known or Preprocess()).model_copy(update={"image_size": loaded.image_size})
+        is_coloured, half = loaded.channels == COLOURS, (0.5,) * loaded.channels
+        known = Preprocess() if is_coloured else Preprocess(mean=half, std=half)
+        notes.append("the file does not tell its normalisation; used: " + ("ImageNet's" if is_coloured else "0.5"))
+    preprocess = known.model_copy(update={"image_size": loaded.image_size})
     return LoadedBody(BeitBody(loaded.model), preprocess, _short(source), tuple(notes))
 
 
@@ -82,7 +81,7 @@ def _load_timm(name: str, config: EncoderConfig) -> LoadedBody:
         torch.manual_seed(config.seed)
         model = _create(name, options, is_local=weights is not None)
     model = model.eval().requires_grad_(False)
-    preprocess = timm_preprocess(model.pretrained_cfg)
+    preprocess = timm_preprocess(model.pretrained_cfg)  # type: ignore[arg-type]  # a dict that timm puts on the module
     if weights == PACKAGED:
         preprocess = preprocess.model_copy(update={"mean": PACKAGED_MEAN, "std": PACKAGED_STD})
     size = config.image_size or getattr(getattr(model, "patch_embed", None), "img_size", None) or preprocess.image_size

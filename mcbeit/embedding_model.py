@@ -17,6 +17,9 @@ from mcbeit.whitening import Whitening
 class EmbeddingModel(nn.Module):
     """Normalise, run the backbone, pool, whiten. Vectors are not scaled to unit length."""
 
+    whitening_mean: Tensor
+    whitening_matrix: Tensor
+
     def __init__(
         self,
         body: Body,

@@ -64,9 +64,7 @@ class Preprocess(Config):
     resize: Literal["shorter-side", "squash"] = "shorter-side"  # squash: ignore the aspect, keep the whole image
     crop_fraction: float = Field(0.875, gt=0, le=1)  # the shorter side becomes int(image_size / crop_fraction)
     interpolation: Interpolation = "bicubic"  # all but nearest antialias
-    jpeg_draft: bool = (
-        False  # decode a large JPEG at 1/2, 1/4 or 1/8, at least twice what is kept: faster, other pixels
-    )
+    jpeg_draft: bool = False  # decode large JPEGs at 1/2, 1/4 or 1/8, if twice the pixels remain: faster, other numbers
     # red, green, blue, of values in [0, 1]; or of every channel, where data.channels is not 3
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), min_length=1)
     std: tuple[PositiveFloat, ...] = Field((0.229, 0.224, 0.225), min_length=1)

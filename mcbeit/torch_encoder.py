@@ -9,12 +9,10 @@ import torch
 from mcbeit.body_loading import LoadedBody, load_body
 from mcbeit.device import PrecisionName, choose_device, choose_precision, thread_limit
 from mcbeit.embedding_model import EmbeddingModel
-from mcbeit.encoder import EncoderConfig, EncoderSpec, PixelEncoder, Pixels, Pooling
+from mcbeit.encoder import EncoderConfig, EncoderSpec, PixelEncoder, Pixels
 from mcbeit.errors import EncoderError
 from mcbeit.fingerprint import derived, fingerprint
 from mcbeit.whitening import load_whitening
-
-POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "cls+mean", "gem")
 
 
 class TorchEncoder(PixelEncoder):
@@ -80,7 +78,7 @@ def build_model(
     """The module from pixels to vectors, and what its vectors are."""
     body = loaded.body
     preprocess = loaded.preprocess.model_copy(update={"jpeg_draft": config.jpeg_draft})
-    pooling: Pooling = config.pooling or next(kind for kind in POOLINGS if kind == body.default_pooling)
+    pooling = config.pooling or body.default_pooling
     layer = config.layer or body.num_layers
     if too_deep := [number for number in (layer, *layers) if not 1 <= number <= body.num_layers]:
         raise EncoderError(f"layer {too_deep[0]} is not there: {loaded.name} has layers 1 to {body.num_layers}")
