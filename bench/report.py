@@ -184,10 +184,3 @@ def table_notes(comparison: Comparison) -> list[str]:
         f"verdict: {'met' if comparison.is_met else 'NOT met'}: over the random backbone k-NN {gains['knn']:+.3f} "
         f"(demanded {margins['knn']:+.2f}), linear {gains['linear']:+.3f} (demanded {margins['linear']:+.2f})",
     ]
-
-
-def plain_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned text: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -21,6 +21,7 @@ class Tokens(NamedTuple):
 class Body(nn.Module):
     """Any backbone. `pooled_norm` is a final norm that the model has for pooled tokens, not for each of them."""
 
+    model: Any  # timm's or ours
     num_layers: int
     has_cls: bool
     default_pooling: Pooling
@@ -41,7 +42,8 @@ class BeitBody(Body):
     def __init__(self, model: Beit) -> None:
         super().__init__()
         self.model = model
-        self.num_layers = len(list(model.blocks))
+        blocks: Any = model.blocks
+        self.num_layers = len(blocks)
         self.pooled_norm = model.fc_norm
         self.default_pooling = "mean"
 
@@ -54,8 +56,9 @@ class BeitBody(Body):
     def embed(self, images: Tensor) -> Tensor:
         """The tokens before the first block, the cls token first."""
         patches = self.model.patch_embed(images)
-        tokens = torch.cat([self.model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        return tokens if self.model.pos_embed is None else tokens + self.model.pos_embed
+        tokens = torch.cat([self.model.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        positions: Any = self.model.pos_embed
+        return tokens if positions is None else tokens + positions
 
     def tokens(self, images: Tensor, layers: Sequence[int], *, norm: bool) -> list[Tokens]:
         """See `Body`."""
@@ -79,7 +82,7 @@ class TimmBody(Body):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         prefix = getattr(model, "num_prefix_tokens", None)
         self.num_prefix = int(prefix or 0)
         self.is_transformer = prefix is not None
@@ -90,14 +93,21 @@ class TimmBody(Body):
 
     def tokens(self, images: Tensor, layers: Sequence[int], *, norm: bool) -> list[Tokens]:
         """See `Body`."""
-        if list(layers) == [self.num_layers] and (norm or not self.is_transformer):
-            return [self._split(self.model.forward_features(images))]
-        options = {"return_prefix_tokens": True} if self.num_prefix else {}
-        found = self.model.forward_intermediates(
-            images, indices=[number - 1 for number in layers], norm=norm, intermediates_only=True, **options
-        )  # [batch, dim, height, width], in the order of the blocks
-        order = sorted(set(layers))
-        return [self._pair(found[order.index(number)]) for number in layers]
+        has_end = self.num_layers in layers and (norm or not self.is_transformer)  # as `forward_features` ends
+        inner = sorted({number for number in layers if not (has_end and number == self.num_layers)})
+        found: dict[int, Tokens] = {}
+        if not inner:
+            found[self.num_layers] = self._split(self.model.forward_features(images))
+        else:
+            options: dict[str, Any] = {"indices": [number - 1 for number in inner], "norm": norm}
+            options |= {"return_prefix_tokens": True} if self.num_prefix else {}
+            options |= {} if has_end else {"intermediates_only": True, "stop_early": True}
+            given = self.model.forward_intermediates(images, **options)
+            end, maps = given if has_end else (None, given)  # maps are [batch, dim, height, width]
+            found = dict(zip(inner, map(self._pair, maps), strict=True))
+            if end is not None:
+                found[self.num_layers] = self._split(end)
+        return [found[number] for number in layers]
 
     def _pair(self, found: Any) -> Tokens:
         patches, prefix = found if self.num_prefix else (found, None)

@@ -9,11 +9,12 @@ from typing import Any
 import timm
 import torch
 from timm.models.beit import Beit
-from torch import nn
+from torch import Tensor, nn
 
 from mcbeit.bodies import BeitBody, Body, TimmBody
 from mcbeit.encoder import TIMM, EncoderConfig
 from mcbeit.errors import EncoderError, WeightsError
+from mcbeit.fingerprint import UNUSED
 from mcbeit.network_weights import (
     PACKAGED,
     PACKAGED_MEAN,
@@ -24,6 +25,7 @@ from mcbeit.network_weights import (
 )
 from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.weight_files import timm_preprocess
+from mcbeit.weight_layouts import TimmCall, timm_call
 from mcbeit.weights import load_backbone
 
 RANDOM = "random"
@@ -36,7 +38,14 @@ class LoadedBody:
     body: Body
     preprocess: Preprocess
     name: str
+    timm: TimmCall  # how timm builds the model that the tensors fit strictly
     notes: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights by timm's names."""
+        state: dict[str, Tensor] = self.body.model.state_dict()
+        return {name: value for name, value in state.items() if name not in UNUSED}
 
 
 def load_body(source: str | Path, config: EncoderConfig) -> LoadedBody:
@@ -65,7 +74,8 @@ def _load_beit(source: str, config: EncoderConfig) -> LoadedBody:
         known = Preprocess() if is_coloured else Preprocess(mean=half, std=half)
         notes.append("the file does not tell its normalisation; used: " + ("ImageNet's" if is_coloured else "0.5"))
     preprocess = known.model_copy(update={"image_size": loaded.image_size})
-    return LoadedBody(BeitBody(loaded.model), preprocess, _short(source), tuple(notes))
+    call = timm_call(loaded.config, loaded.image_size, None, loaded.channels)
+    return LoadedBody(BeitBody(loaded.model), preprocess, _short(source), call, tuple(notes))
 
 
 def _load_timm(name: str, config: EncoderConfig) -> LoadedBody:
@@ -88,7 +98,9 @@ def _load_timm(name: str, config: EncoderConfig) -> LoadedBody:
     preprocess = preprocess.model_copy(update={"image_size": size[0] if isinstance(size, tuple) else size})
     body: Body = BeitBody(model) if isinstance(model, Beit) else TimmBody(model)
     notes = ("the weights are random: its vectors mean nothing",) if weights == RANDOM else ()
-    return LoadedBody(body, preprocess, name, notes)
+    sizes = {"img_size": options["img_size"]} if "img_size" in options else {}
+    call = TimmCall(name.partition(".")[0], {"num_classes": 0, **sizes})
+    return LoadedBody(body, preprocess, name, call, notes)
 
 
 def _create(name: str, options: dict[str, Any], *, is_local: bool) -> nn.Module:

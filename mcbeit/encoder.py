@@ -7,6 +7,7 @@ Everything downstream - files of embeddings, indices, service, benchmark - asks 
 that vectors of different models never meet. This module does not load torch; what computes does.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,6 +136,11 @@ def unit_length(vectors: Float32[np.ndarray, "*batch dim"]) -> Float32[np.ndarra
     """Each vector divided by its length; a vector of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def derived_fingerprint(base: str, change: str) -> str:
+    """The fingerprint of what was made of an encoder in a way that changes its numbers."""
+    return hashlib.sha256(f"{base} {change}".encode()).hexdigest()
 
 
 def encoder_config(assignments: Sequence[str]) -> EncoderConfig:

@@ -1,5 +1,7 @@
 """One exception class per kind of mistake; the command line turns each into one message and exit status 2."""
 
+from typing import Any
+
 
 class McbeitError(Exception):
     """The base of all errors that a user can mend. The message names the thing, what was found and what to do."""
@@ -33,6 +35,14 @@ class EncoderError(McbeitError):
 
 class ExportError(McbeitError):
     """A model cannot be exported, or what was exported does not give the numbers of the model."""
+
+
+class ParityError(ExportError):
+    """A graph does not give the numbers of its model. `graph` holds what was measured."""
+
+    def __init__(self, message: str, graph: Any) -> None:
+        super().__init__(message)
+        self.graph = graph
 
 
 class Interrupted(Exception):

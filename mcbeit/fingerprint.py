@@ -23,8 +23,3 @@ def fingerprint(tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> str:
             found.update(f"{name}{list(value.shape)}".encode())
             found.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return found.hexdigest()
-
-
-def derived(base: str, told: str) -> str:
-    """The fingerprint of what was made of an encoder in a way that changes its numbers."""
-    return hashlib.sha256(f"{base} {told}".encode()).hexdigest()

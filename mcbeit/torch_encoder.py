@@ -9,9 +9,9 @@ import torch
 from mcbeit.body_loading import LoadedBody, load_body
 from mcbeit.device import PrecisionName, choose_device, choose_precision, thread_limit
 from mcbeit.embedding_model import EmbeddingModel
-from mcbeit.encoder import EncoderConfig, EncoderSpec, PixelEncoder, Pixels
+from mcbeit.encoder import EncoderConfig, EncoderSpec, PixelEncoder, Pixels, derived_fingerprint
 from mcbeit.errors import EncoderError
-from mcbeit.fingerprint import derived, fingerprint
+from mcbeit.fingerprint import fingerprint
 from mcbeit.whitening import load_whitening
 
 
@@ -107,7 +107,7 @@ def build_model(
         vectors, features = model(blank if preprocess.channels == 3 else blank.float())[:2]
     spec = EncoderSpec(
         name=loaded.name,
-        fingerprint=found if whitening is None else derived(found, f"whitened {whitening.sha256}"),
+        fingerprint=found if whitening is None else derived_fingerprint(found, f"whitened {whitening.sha256}"),
         dim=vectors.shape[1],
         pooling=pooling,
         layer=layer,
