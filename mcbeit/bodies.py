@@ -16,6 +16,7 @@ class Tokens(NamedTuple):
 
     cls: Float[Tensor, "batch dim"] | None  # None: the model has no cls token
     patches: Float[Tensor, "batch height width dim"]
+    end: Tensor | None = None  # what the model's own head takes, of the last layer
 
 
 class Body(nn.Module):
@@ -26,6 +27,10 @@ class Body(nn.Module):
     has_cls: bool
     default_pooling: Pooling
     pooled_norm: nn.Module
+
+    def head(self, end: Tensor) -> Float[Tensor, "batch dim"]:
+        """What the model itself makes of its last layer before it classifies."""
+        raise NotImplementedError
 
     def tokens(
         self, images: Float[Tensor, "batch channel height width"], layers: Sequence[int], *, norm: bool
@@ -89,7 +94,12 @@ class TimmBody(Body):
         self.has_cls = getattr(model, "cls_token", None) is not None
         self.num_layers = len(self.model.feature_info)
         self.pooled_norm = getattr(model, "fc_norm", None) or nn.Identity()
-        self.default_pooling = "cls" if self.has_cls and self.model.global_pool == "token" else "mean"
+        self.default_pooling = "head"
+
+    def head(self, end: Tensor) -> Tensor:
+        """See `Body`."""
+        found: Tensor = self.model.forward_head(end, pre_logits=True)
+        return found
 
     def tokens(self, images: Tensor, layers: Sequence[int], *, norm: bool) -> list[Tokens]:
         """See `Body`."""
@@ -117,6 +127,6 @@ class TimmBody(Body):
         """What `forward_features` gives: tokens, or a map with the channels in the second or in the last place."""
         if features.ndim == 3:
             patches = features[:, self.num_prefix :].unflatten(1, tuple(self.model.patch_embed.grid_size))
-            return Tokens(features[:, 0] if self.has_cls else None, patches)
+            return Tokens(features[:, 0] if self.has_cls else None, patches, features)
         is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-        return Tokens(None, features if is_last else features.permute(0, 2, 3, 1))
+        return Tokens(None, features if is_last else features.permute(0, 2, 3, 1), features)

@@ -56,6 +56,10 @@ class EmbeddingModel(nn.Module):
 
     def embedding(self, tokens: Tokens) -> Float[Tensor, "batch dim"]:
         """Pooled, normed and whitened, in float32."""
-        cls = None if tokens.cls is None else tokens.cls.float()
-        vectors = pool(self.pooling, tokens.patches.float(), cls, self.pooled_norm)
+        if self.pooling == "head":
+            assert tokens.end is not None
+            vectors = self.body.head(tokens.end).float()
+        else:
+            cls = None if tokens.cls is None else tokens.cls.float()
+            vectors = pool(self.pooling, tokens.patches.float(), cls, self.pooled_norm)
         return (vectors - self.whitening_mean) @ self.whitening_matrix if self.is_whitened else vectors

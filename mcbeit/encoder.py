@@ -33,7 +33,7 @@ KINDS = (
 ImageInput = (
     bytes | str | Path | Image.Image | np.ndarray
 )  # an encoded file, a path, a picture, uint8 [height, width, 3]
-Pooling = Literal["mean", "cls", "cls+mean", "gem"]
+Pooling = Literal["mean", "cls", "cls+mean", "gem", "head"]  # head: as the head of a model of timm does
 Precision = Literal["fp32", "fp16", "int8"]
 Vectors = Float32[np.ndarray, "image dim"]
 PatchFeatures = Float32[np.ndarray, "image height width dim"]
@@ -67,7 +67,7 @@ class EncoderConfig(Config):
     """What to make of a model's tokens; what is left out is the model's own choice. See docs/embeddings.md."""
 
     image_size: int | None = Field(None, ge=1)  # pixels; positions are resized to it
-    pooling: Pooling | None = None  # default: mean of the patch tokens; of timm's models the pooling they come with
+    pooling: Pooling | None = None  # default: mean of the patch tokens; of timm's other models their own head's
     layer: int | None = Field(None, ge=1)  # the block whose tokens are taken, counted from 1; default: the last
     final_norm: bool = True  # apply the model's final norm, to an inner layer too
     normalize: bool = True  # to unit length

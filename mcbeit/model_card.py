@@ -133,6 +133,7 @@ def _what(manifest: ModelManifest) -> str:
         "mean": "the mean of the patch tokens",
         "cls": "the cls token",
         "cls+mean": "the cls token and the mean of the patch tokens, one after the other",
+        "head": "what the model's own head makes",
         "gem": "the generalised mean (power 3) of the patch tokens",
     }[spec.pooling]
     normed = "after" if spec.final_norm else "without"

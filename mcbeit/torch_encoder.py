@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mcbeit.bodies import BeitBody
 from mcbeit.body_loading import LoadedBody, load_body
 from mcbeit.device import PrecisionName, choose_device, choose_precision, thread_limit
 from mcbeit.embedding_model import EmbeddingModel
@@ -78,10 +79,15 @@ def build_model(
     """The module from pixels to vectors, and what its vectors are."""
     body = loaded.body
     preprocess = loaded.preprocess.model_copy(update={"jpeg_draft": config.jpeg_draft})
-    pooling = config.pooling or body.default_pooling
     layer = config.layer or body.num_layers
+    is_end = layer == body.num_layers and config.final_norm
+    pooling = config.pooling or (body.default_pooling if is_end or body.default_pooling != "head" else "mean")
     if too_deep := [number for number in (layer, *layers) if not 1 <= number <= body.num_layers]:
         raise EncoderError(f"layer {too_deep[0]} is not there: {loaded.name} has layers 1 to {body.num_layers}")
+    if pooling == "head" and (isinstance(body, BeitBody) or layer != body.num_layers or not config.final_norm):
+        raise EncoderError(
+            "pooling=head is what a model of timm makes of its last layer with its norm; take mean, cls or gem"
+        )
     if "cls" in pooling and not body.has_cls:
         raise EncoderError(f"pooling={pooling} needs a cls token, which {loaded.name} does not have; take mean or gem")
     told = {
