@@ -50,7 +50,8 @@ class FoldedBeit(BeitBody):
 
     def __init__(self, model: Beit) -> None:
         super().__init__(model)
-        shared: Any = None if self.model.rel_pos_bias is None else self.model.rel_pos_bias()
+        table: Any = model.rel_pos_bias
+        shared = None if table is None else table()[None]
         blocks: Any = model.blocks
         self.blocks = nn.ModuleList(FoldedBlock(block) for block in blocks)
         own = [_own_bias(block.attn) for block in blocks]

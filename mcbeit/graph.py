@@ -60,7 +60,8 @@ def write_graph(model: EmbeddingModel, spec: EncoderSpec, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:  # torch's exporter has many ways to fail
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
         raise ExportError(f"torch cannot export {spec.name} with a batch of any size: {reason}") from error
     proto = program.model_proto
     if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:  # torch takes it for a constant without a word

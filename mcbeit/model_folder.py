@@ -30,7 +30,7 @@ class Comparison(Config):
     min_cosine: float
     mean_cosine: float
     min_patch_cosine: float
-    max_difference: float  # of any number of an embedding
+    max_difference: float = Field(allow_inf_nan=True)  # of any number of an embedding
     recall_at_10: float | None = None  # share of the ten nearest neighbours that stay; only over many images
 
 

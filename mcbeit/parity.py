@@ -42,7 +42,7 @@ def compare(wanted: Numbers, found: Numbers, batch_size: int) -> Comparison:
         min_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
         min_patch_cosine=float(cosine(wanted.patches, found.patches).min()),
-        max_difference=float(np.abs(wanted.embeddings - found.embeddings).max()),
+        max_difference=float(np.nan_to_num(np.abs(wanted.embeddings - found.embeddings), nan=np.inf).max()),
         recall_at_10=recall(wanted.embeddings, found.embeddings) if count >= MIN_FOR_RECALL else None,
     )
 
@@ -53,7 +53,7 @@ def measure(wanted: Numbers, compute: Compute, pixels: np.ndarray) -> list[Compa
 
 
 def failures(comparisons: Sequence[Comparison], precision: Precision) -> list[str]:
-    """What does not meet the demands of a precision, in words. Numbers that are not finite meet none."""
+    """What does not meet the demands of a precision, in words."""
     least, found = MIN_COSINE[precision], []
     for one in comparisons:
         if not one.min_cosine >= least:
@@ -63,19 +63,19 @@ def failures(comparisons: Sequence[Comparison], precision: Precision) -> list[st
         wanted = MIN_RECALL.get(precision)
         if wanted is not None and one.recall_at_10 is not None and not one.recall_at_10 >= wanted:
             found.append(
-                f"{one.recall_at_10:.3f} of the ten nearest neighbours stay at batch size {one.batch_size}, "
-                f"{wanted} is wanted"
+                f"{one.recall_at_10:.3f} of the ten nearest neighbours stay at batch size {one.batch_size}, at "
+                f"least {wanted} is wanted"
             )
     return found
 
 
 def cosine(one: Float[np.ndarray, "*batch dim"], other: Float[np.ndarray, "*batch dim"]) -> Float[np.ndarray, "*batch"]:
-    """The cosine of each pair of vectors, in float64; 1 where both are zero."""
+    """The cosine of each pair of vectors, in float64; 1 where both are zero, -1 where it is no number."""
     one, other = one.astype(np.float64), other.astype(np.float64)
     lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(other, axis=-1)
     is_zero = ~one.any(axis=-1) & ~other.any(axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(is_zero, 1.0, (one * other).sum(axis=-1) / lengths)
+        return np.nan_to_num(np.where(is_zero, 1.0, (one * other).sum(axis=-1) / lengths), nan=-1.0)
 
 
 def recall(one: Float[np.ndarray, "image dim"], other: Float[np.ndarray, "image dim"]) -> float:
