@@ -51,7 +51,7 @@ class FoldedBeit(BeitBody):
     def __init__(self, model: Beit) -> None:
         super().__init__(model)
         table: Any = model.rel_pos_bias
-        shared = None if table is None else table()[None]
+        shared: Any = None if table is None else table()[None]
         blocks: Any = model.blocks
         self.blocks = nn.ModuleList(FoldedBlock(block) for block in blocks)
         own = [_own_bias(block.attn) for block in blocks]

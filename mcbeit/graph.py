@@ -40,8 +40,11 @@ def output_names(layers: tuple[int, ...]) -> list[str]:
     return [EMBEDDING, PATCH_TOKENS, *(f"layer_{number}" for number in layers)]
 
 
-def write_graph(model: EmbeddingModel, spec: EncoderSpec, path: Path) -> None:
-    """Write the model to `path`; its spec is among the metadata. Raises ExportError if torch cannot export it."""
+def write_graph(model: EmbeddingModel, spec: EncoderSpec, path: Path, *, fold: bool = True) -> None:
+    """Write the model to `path`; its spec is among the metadata. Raises ExportError if torch cannot export it.
+
+    `fold=False` leaves a BEiT as timm has it, for comparison: its fused attention cannot be exported with such a batch.
+    """
     onnx = _onnx()
     size, channels = spec.image_size, spec.preprocess.channels
     dtype = torch.uint8 if channels == COLOURS else torch.float32
@@ -50,7 +53,7 @@ def write_graph(model: EmbeddingModel, spec: EncoderSpec, path: Path) -> None:
     try:
         with _quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
-                folded(model),
+                folded(model) if fold else model,
                 (pixels,),
                 dynamo=True,
                 opset_version=OPSET,

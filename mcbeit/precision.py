@@ -9,7 +9,7 @@ from mcbeit.encoder import Precision
 from mcbeit.errors import ExportError
 from mcbeit.model_folder import EMBEDDING, INPUT
 from mcbeit.onnx_encoder import open_session
-from mcbeit.parity import MIN_COSINE, Numbers, cosine, recall
+from mcbeit.parity import MIN_COSINE, MIN_FOR_RECALL, MIN_RECALL, Numbers, cosine, recall
 from mcbeit.quantization import quantizable, to_fp16, to_int8
 
 NUM_GROUPS = 12  # of nodes that follow each other, measured one by one
@@ -68,9 +68,11 @@ def _harm(
 
 
 def _is_good(path: Path, wanted: Numbers, pixels: np.ndarray) -> bool:
+    """Whether the demands on int8 are met, those on the cosine with a margin."""
     found = _embeddings(path, pixels)
     distance = 1.0 - float(cosine(wanted.embeddings, found).min())
-    return distance <= MARGIN * (1.0 - MIN_COSINE["int8"]) and recall(wanted.embeddings, found) >= 0.97
+    keeps_order = len(found) < MIN_FOR_RECALL or recall(wanted.embeddings, found) >= MIN_RECALL["int8"]
+    return distance <= MARGIN * (1.0 - MIN_COSINE["int8"]) and keeps_order
 
 
 def _embeddings(path: Path, pixels: np.ndarray) -> np.ndarray:

@@ -166,12 +166,11 @@ def test_export__in_fewer_bits(precision: str, share: float, tmp_path: Path) -> 
 def test_int8__keeps_bits_where_eight_measure_badly(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setitem(parity.MIN_COSINE, "int8", 0.5)
-        whole = export_model(weights, tmp_path / "whole", config(precision="int8"))
+    whole = export_model(weights, tmp_path / "whole", config(precision="int8"))
+    worst = min(one.min_cosine for one in whole.manifest.graphs[0].parity)
+    monkeypatch.setitem(parity.MIN_COSINE, "int8", worst)  # with its margin, more than 8 bits for all can give
     found = export_model(weights, tmp_path / "out", config(precision="int8"))
-    worst, kept = (min(one.min_cosine for one in each.manifest.graphs[0].parity) for each in (whole, found))
-    assert worst < parity.MIN_COSINE["int8"] < kept
+    assert min(one.min_cosine for one in found.manifest.graphs[0].parity) > worst
     sizes = [(one.folder / "model.onnx").stat().st_size for one in (whole, found)]
     assert sizes[0] < sizes[1]
 
