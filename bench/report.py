@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mcbeit.atomic import write_json
 from mcbeit.bench import baselines
 from mcbeit.bench.baselines import Comparison, Features
 from mcbeit.bench.page import render
 from mcbeit.bench.trained import fingerprint, load_trained
-from mcbeit.checkpoint import write_json
 from mcbeit.config import override, validate
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
@@ -184,10 +184,3 @@ def table_notes(comparison: Comparison) -> list[str]:
         f"verdict: {'met' if comparison.is_met else 'NOT met'}: over the random backbone k-NN {gains['knn']:+.3f} "
         f"(demanded {margins['knn']:+.2f}), linear {gains['linear']:+.3f} (demanded {margins['linear']:+.2f})",
     ]
-
-
-def plain_table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned text: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

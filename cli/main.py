@@ -13,6 +13,7 @@ from mcbeit.errors import McbeitError
 COMMANDS = {
     "data": "mcbeit.cli.data",
     "doctor": "mcbeit.cli.doctor",
+    "export": "mcbeit.cli.export",
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",

@@ -17,7 +17,7 @@ def command(run: Path, step: int | None, as_json: bool) -> None:
     """
     import json
 
-    from mcbeit.checkpoint import finite
+    from mcbeit.atomic import finite
     from mcbeit.replay import replay, report
 
     found = replay(run, step)

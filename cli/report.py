@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mcbeit.cli.tables import print_table
+
 if TYPE_CHECKING:
     from mcbeit.bench.report import Report
 
@@ -39,21 +41,7 @@ def command(model: str, assignments: tuple[str, ...], fresh: bool, demand: bool)
 
 def show(found: "Report") -> None:
     """Print the table, drawn in a terminal and as plain text elsewhere, then its notes and where the page is."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from mcbeit.bench.report import plain_table
-
-    console = Console(highlight=False)
-    if found.table and console.is_terminal:
-        header, *rows = found.table
-        drawn = Table()
-        for i, title in enumerate(header):
-            drawn.add_column(title, justify="right" if i else "left")
-        for row in rows:
-            drawn.add_row(*row)
-        console.print(drawn)
-    elif found.table:
-        click.echo(plain_table(found.table))
+    if found.table:
+        print_table(found.table[0], found.table[1:])
     for note in [*found.notes, *([] if found.page is None else [f"page: {found.page}"])]:
         click.echo(note)

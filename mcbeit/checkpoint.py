@@ -9,8 +9,6 @@ checkpoints/base.json                             from which step the last skipp
 
 import contextlib
 import json
-import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mcbeit.atomic import sync, write_json
 from mcbeit.config import Config
 from mcbeit.errors import RunError
 from mcbeit.group import Group
@@ -62,13 +61,13 @@ class CheckpointFolder:
                 # safetensors wants contiguous tensors that share no memory
                 owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
                 save_file(owned, folder / f"{group}.safetensors")
-                _sync(folder / f"{group}.safetensors")
+                sync(folder / f"{group}.safetensors")
             files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
             manifest = {"format": FORMAT, "step": checkpoint.step, "files": files, "numbers": checkpoint.numbers}
             write_json(folder / "manifest.json", manifest)
             shutil.rmtree(final, ignore_errors=True)
             folder.rename(final)
-        _sync(self.path)
+        sync(self.path)
         self._prune()
         return final
 
@@ -211,38 +210,6 @@ def load_random_tensors(states: TensorGroup) -> None:
             torch.cuda.set_rng_state(states[f"cuda{i}"], i)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_bytes` does; numbers that are not finite become null, which JSON has no word for."""
-    write_bytes(path, (json.dumps(finite(value), indent=2) + "\n").encode())
-
-
-def finite(value: Any) -> Any:
-    """The same JSON value with None for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file as `replacing` does."""
-    with replacing(path) as partial:
-        partial.write_bytes(content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write a file under; it is synced and renamed: a reader sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
@@ -251,11 +218,3 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

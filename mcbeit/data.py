@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mcbeit.atomic import write_bytes
 from mcbeit.augment import CropConfig, View, read_views
-from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
 from mcbeit.machine import num_cores

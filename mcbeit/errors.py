@@ -1,5 +1,7 @@
 """One exception class per kind of mistake; the command line turns each into one message and exit status 2."""
 
+from typing import Any
+
 
 class McbeitError(Exception):
     """The base of all errors that a user can mend. The message names the thing, what was found and what to do."""
@@ -25,6 +27,22 @@ class RunError(McbeitError):
 
 class WeightsError(McbeitError):
     """A file of weights cannot be read, or holds something else than was asked for."""
+
+
+class EncoderError(McbeitError):
+    """A model cannot be used as an encoder, or is asked for vectors that it does not have."""
+
+
+class ExportError(McbeitError):
+    """A model cannot be exported, or what was exported does not give the numbers of the model."""
+
+
+class ParityError(ExportError):
+    """A graph does not give the numbers of its model. `graph` holds what was measured."""
+
+    def __init__(self, message: str, graph: Any) -> None:
+        super().__init__(message)
+        self.graph = graph
 
 
 class Interrupted(Exception):

@@ -9,11 +9,11 @@ from torch import nn
 
 from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.errors import ConfigError
+from mcbeit.file_hash import file_hash
 from mcbeit.masked import MaskedImageModel
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import SIZES, ModelConfig
 from mcbeit.weight_architecture import VOCABULARY_HEAD
-from mcbeit.weight_manifest import file_hash
 from mcbeit.weights import Weights, fit_backbone, read_weights
 
 SHAPE = ("dim", "depth", "num_heads")

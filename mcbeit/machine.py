@@ -60,7 +60,7 @@ def gather() -> Facts:
         distributions=distributions,
         requirements={name: _requirements(name) for name in ("mcbeit", "torchvision", "timm")},
         import_errors=errors,
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cores=num_cores(),
         onnx_providers=tuple(importlib.import_module("onnxruntime").get_available_providers()) if runtime else (),
         nvidia_driver=Path("/proc/driver/nvidia/version").exists(),
@@ -120,7 +120,7 @@ def _import_error(module: str) -> str | None:
     return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
     named = re.search(r"^model name\s*: (.+)$", text, flags=re.MULTILINE)

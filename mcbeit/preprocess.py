@@ -30,6 +30,7 @@ from mcbeit.errors import ImageError
 
 COLOURS = 3  # channels of an ordinary image: red, green, blue
 MAX_PIXELS = 2**30 // 12  # 89 million: the size from which Pillow, too, speaks of a decompression bomb
+RULES_VERSION = 1  # of everything that is not an option of `Preprocess`
 MAX_ASPECT = 32  # a longer image is cut to its middle first, or a 1 x 100,000 image would fill the memory
 
 Source = bytes | str | Path
@@ -63,6 +64,7 @@ class Preprocess(Config):
     resize: Literal["shorter-side", "squash"] = "shorter-side"  # squash: ignore the aspect, keep the whole image
     crop_fraction: float = Field(0.875, gt=0, le=1)  # the shorter side becomes int(image_size / crop_fraction)
     interpolation: Interpolation = "bicubic"  # all but nearest antialias
+    jpeg_draft: bool = False  # decode large JPEGs at 1/2, 1/4 or 1/8, if twice the pixels remain: faster, other numbers
     # red, green, blue, of values in [0, 1]; or of every channel, where data.channels is not 3
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), min_length=1)
     std: tuple[PositiveFloat, ...] = Field((0.229, 0.224, 0.225), min_length=1)
@@ -88,7 +90,7 @@ class Preprocess(Config):
         one; see `multichannel.py`. Raises ImageError as `decode` does.
         """
         if self.channels == COLOURS:
-            return self._fit(_rgb(image))
+            return self._fit(_rgb(image, shrink=self._draft if self.jpeg_draft else None))
         from mcbeit.multichannel import as_planes  # which reads ordinary files with this module
 
         planes = np.moveaxis(as_planes(image, self.channels), 2, 0)
@@ -99,6 +101,29 @@ class Preprocess(Config):
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         values = pixels.astype(np.float32)
         return ((values / np.float32(255) if pixels.dtype == np.uint8 else values) - mean) / std
+
+    def describe(self) -> dict[str, object]:
+        """Every rule by name, those without an option too: what another program must do to get the same numbers."""
+        return {
+            "version": RULES_VERSION,
+            **self.model_dump(mode="json"),
+            "formats": ["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"],
+            "frame": "first",
+            "orientation": "EXIF orientation applied",
+            "color": "RGB of 8 bits; ICC profiles ignored",
+            "alpha": "composited on white",
+            "grey_16_bit": "divided by 257 and rounded",
+            "longest_aspect": MAX_ASPECT,
+            "resized_to": int(self.image_size / self.crop_fraction),
+            "antialias": self.interpolation != "nearest",
+            "crop": "centre",
+            "layout": "NHWC",
+            "rescale": 1 / 255,
+        }
+
+    def _draft(self, width: int, height: int) -> int:
+        """By how much a JPEG may shrink so that resizing still has twice the pixels to average over."""
+        return min(width, height) // (2 * int(self.image_size / self.crop_fraction)) or 1
 
     def _fit(self, image: Image.Image) -> np.ndarray:
         if self.resize == "shorter-side":
@@ -197,9 +222,9 @@ def _plugin(data: bytes) -> type[ImageFile] | None:
     return next((plugin for plugin, magics in _PLUGINS.items() if start.startswith(magics)), None)
 
 
-def _rgb(image: Source | Image.Image | Pixels) -> Image.Image:
+def _rgb(image: Source | Image.Image | Pixels, *, shrink: Shrink | None) -> Image.Image:
     if isinstance(image, bytes | str | Path):
-        return decode(image)
+        return decode(image, shrink=shrink)
     return to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image)
 
 

@@ -17,15 +17,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 import mcbeit
-from mcbeit.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    CheckpointFolder,
-    finite,
-    share_checkpoint,
-    write_bytes,
-    write_json,
-)
+from mcbeit.atomic import finite, write_bytes, write_json
+from mcbeit.checkpoint import Checkpoint, CheckpointConfig, CheckpointFolder, share_checkpoint
 from mcbeit.config import Config, Seed, UserPath, dump
 from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError

@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import save_file
 
 import mcbeit
-from mcbeit.checkpoint import replacing, write_json
+from mcbeit.atomic import replacing, write_json
 from mcbeit.errors import WeightsError
+from mcbeit.file_hash import file_hash
 from mcbeit.tokenizer_files import StoredTokenizer, read_tokenizer
 from mcbeit.tokenizer_manifest import TokenizerManifest
 from mcbeit.weight_account import count, some
 from mcbeit.weight_conversion import check_place
-from mcbeit.weight_manifest import file_hash, manifest_path
+from mcbeit.weight_manifest import manifest_path
 
 
 def tokenizer_json(stored: StoredTokenizer) -> dict[str, Any]:

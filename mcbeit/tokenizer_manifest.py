@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from mcbeit.config import Config, validate
 from mcbeit.errors import ConfigError, WeightsError
+from mcbeit.file_hash import file_hash
 from mcbeit.tokenizer_kinds import FileKind
-from mcbeit.weight_manifest import file_hash, manifest_path
+from mcbeit.weight_manifest import manifest_path
 
 
 class TokenizerManifest(Config):

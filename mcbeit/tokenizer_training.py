@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mcbeit.agreement import NO_FLAGS, Flags, agree
+from mcbeit.atomic import write_bytes
 from mcbeit.augment import CropConfig, normalise
-from mcbeit.checkpoint import write_bytes
 from mcbeit.config import Config, UserPath
 from mcbeit.data import (
     DataConfig,

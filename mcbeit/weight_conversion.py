@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import save_file
 
 import mcbeit
-from mcbeit.checkpoint import replacing, write_json
+from mcbeit.atomic import replacing, write_json
 from mcbeit.errors import WeightsError
+from mcbeit.file_hash import file_hash
 from mcbeit.weight_account import count, some
 from mcbeit.weight_layouts import Arrangement, arrange, timm_call
-from mcbeit.weight_manifest import WeightsManifest, file_hash, manifest_path, remove_manifest
+from mcbeit.weight_manifest import WeightsManifest, manifest_path, remove_manifest
 from mcbeit.weights import LAYOUTS, Layout, Weights, read_weights
 
 SAFE = ".safetensors"

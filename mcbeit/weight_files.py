@@ -215,11 +215,12 @@ def _open_timm(source: str) -> StoredWeights:
             f"timm cannot get the weights of '{name}': {reason} Without a network name a file that holds them"
         ) from error
     return StoredWeights(
-        source, dict(model.state_dict()), known=Known(preprocess=_timm_preprocess(model.pretrained_cfg))
+        source, dict(model.state_dict()), known=Known(preprocess=timm_preprocess(model.pretrained_cfg))
     )
 
 
-def _timm_preprocess(values: Mapping[str, Any]) -> Preprocess:
+def timm_preprocess(values: Mapping[str, Any]) -> Preprocess:
+    """The preprocessing that a model of timm was trained for, by its `pretrained_cfg`."""
     interpolation = values["interpolation"]
     return Preprocess(
         image_size=values["input_size"][-1],

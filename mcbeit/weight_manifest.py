@@ -1,7 +1,6 @@
 """The manifest beside our weights: NAME.json tells what NAME.safetensors is, so that nothing has to be guessed."""
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from mcbeit.config import Config, validate
 from mcbeit.errors import ConfigError, WeightsError
+from mcbeit.file_hash import file_hash
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import ModelConfig
 
@@ -59,12 +59,6 @@ def remove_manifest(weights: Path) -> None:
     with contextlib.suppress(ValueError):
         if _values(manifest_path(weights)) is not None:
             manifest_path(weights).unlink()
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _values(path: Path) -> dict[str, Any] | None:

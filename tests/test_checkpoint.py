@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mcbeit.atomic import write_json
 from mcbeit.checkpoint import (
     Checkpoint,
     CheckpointConfig,
@@ -19,7 +20,6 @@ from mcbeit.checkpoint import (
     load_random_tensors,
     optimizer_tensors,
     random_tensors,
-    write_json,
 )
 from mcbeit.config import validate
 from mcbeit.errors import ConfigError, RunError

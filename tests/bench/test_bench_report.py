@@ -12,8 +12,9 @@ from official import official_state
 from tiny import pretrain_config, write_shapes
 
 from mcbeit.bench.baselines import Comparison, Row, open_probe, pixel_features, random_backbone
-from mcbeit.bench.report import Report, plain_table, report, report_model
+from mcbeit.bench.report import Report, report, report_model
 from mcbeit.bench.trained import load_trained
+from mcbeit.cli.tables import plain_table
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import ConfigError, DataError, RunError, WeightsError
 from mcbeit.pretrain import pretrain

@@ -1,0 +1,168 @@
+"""The hinge: images in, vectors out, whatever computes them.
+
+    encoder = load_encoder("runs/demo")                 # or a model folder, weights, timm:NAME
+    vectors = encoder.embed(["a.jpg", pil_image])       # float32 [2, dim]
+
+Everything downstream - files of embeddings, indices, service, benchmark - asks an `Encoder` and keeps its `spec`, so
+that vectors of different models never meet. This module does not load torch; what computes does.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Shaped
+from PIL import Image
+from pydantic import Field
+
+from mcbeit.config import Config, Seed, UserPath, override, validate
+from mcbeit.errors import EncoderError, ImageError
+from mcbeit.preprocess import Preprocess
+
+BATCH_SIZE = 32  # images that are computed at once, unless the caller has smaller batches
+TIMM = "timm:"
+ADDRESS = ("http://", "https://")
+KINDS = (
+    "a folder that `mcbeit export` wrote, a run folder, a .safetensors file, a checkpoint of the official code (.pth) "
+    "or timm:NAME"
+)
+
+ImageInput = (
+    bytes | str | Path | Image.Image | np.ndarray
+)  # an encoded file, a path, a picture, uint8 [height, width, 3]
+Pooling = Literal["mean", "cls", "cls+mean", "gem", "head"]  # head: as the head of a model of timm does
+Precision = Literal["fp32", "fp16", "int8"]
+Vectors = Float32[np.ndarray, "image dim"]
+PatchFeatures = Float32[np.ndarray, "image height width dim"]
+Pixels = Shaped[np.ndarray, "image size size channel"]
+
+
+class EncoderSpec(Config):
+    """What the vectors of an encoder are. Vectors may be compared if their fingerprints are the same."""
+
+    name: str
+    fingerprint: str  # SHA-256 over weights, preprocessing and what is made of the tokens
+    dim: int = Field(ge=1)  # of an embedding
+    pooling: Pooling
+    layer: int = Field(ge=1)  # the block that the tokens come from, counted from 1
+    num_layers: int = Field(ge=1)
+    final_norm: bool  # whether the tokens have passed the model's final norm
+    normalize: bool  # whether embeddings have unit length
+    whitening: str | None = None  # SHA-256 of the whitening that the embedding has passed
+    grid: tuple[int, int]  # of patch features: rows and columns
+    patch_dim: int = Field(ge=1)
+    precision: Precision = "fp32"
+    preprocess: Preprocess
+
+    @property
+    def image_size(self) -> int:
+        """Pixels, height and width of what the model sees."""
+        return self.preprocess.image_size
+
+
+class EncoderConfig(Config):
+    """What to make of a model's tokens; what is left out is the model's own choice. See docs/embeddings.md."""
+
+    image_size: int | None = Field(None, ge=1)  # pixels; positions are resized to it
+    pooling: Pooling | None = None  # default: mean of the patch tokens; of timm's other models their own head's
+    layer: int | None = Field(None, ge=1)  # the block whose tokens are taken, counted from 1; default: the last
+    final_norm: bool = True  # apply the model's final norm, to an inner layer too
+    normalize: bool = True  # to unit length
+    whitening: UserPath | None = None  # a file that `mcbeit whiten` wrote
+    jpeg_draft: bool = False  # let large JPEGs be decoded at a fraction of their size: faster, other numbers
+    num_heads: int | None = Field(None, ge=1)  # attention heads, where a file of weights does not tell them
+    weights: UserPath | None = None  # of timm:NAME: a file, packaged, or random; default: what timm has at hand
+    seed: Seed = 0  # of random weights
+
+
+class Encoder(Protocol):
+    """What turns images into vectors."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """What the vectors are."""
+        ...
+
+    def embed(self, images: Sequence[ImageInput]) -> Vectors:
+        """A vector per image. Raises ImageError that names the first image that cannot be read."""
+        ...
+
+    def patch_features(self, images: Sequence[ImageInput]) -> PatchFeatures:
+        """A vector per patch of each image, not normalised. Raises ImageError as `embed` does."""
+        ...
+
+
+class PixelEncoder(ABC):
+    """An encoder on this machine: one way from images to pixels, `compute` from there."""
+
+    spec: EncoderSpec
+
+    @abstractmethod
+    def compute(self, pixels: Pixels, *, patches: bool = False) -> np.ndarray:
+        """Pooled vectors, or patch features, of one batch of pixels that `preprocess` has made; float32, not scaled."""
+
+    def embed(self, images: Sequence[ImageInput]) -> Vectors:
+        """See `Encoder`."""
+        found = [self.embed_pixels(pixels) for pixels in self._batches(images)]
+        return np.concatenate(found) if found else np.zeros((0, self.spec.dim), np.float32)
+
+    def patch_features(self, images: Sequence[ImageInput]) -> PatchFeatures:
+        """See `Encoder`."""
+        found = [self.compute(pixels, patches=True) for pixels in self._batches(images)]
+        return np.concatenate(found) if found else np.zeros((0, *self.spec.grid, self.spec.patch_dim), np.float32)
+
+    def embed_pixels(self, pixels: Pixels) -> Vectors:
+        """The embeddings of one batch of preprocessed images."""
+        vectors = self.compute(pixels)
+        return unit_length(vectors) if self.spec.normalize else vectors
+
+    def _batches(self, images: Sequence[ImageInput]) -> Iterator[Pixels]:
+        for start in range(0, len(images), BATCH_SIZE):
+            part = images[start : start + BATCH_SIZE]
+            yield np.stack([self._pixels(image, start + i) for i, image in enumerate(part)])
+
+    def _pixels(self, image: ImageInput, index: int) -> np.ndarray:
+        try:
+            return self.spec.preprocess.pixels(image)
+        except ImageError as error:
+            name = "" if isinstance(image, str | Path) else f"image {index}: "
+            raise ImageError(f"{name}{error}") from error
+
+
+def unit_length(vectors: Float32[np.ndarray, "*batch dim"]) -> Float32[np.ndarray, "*batch dim"]:
+    """Each vector divided by its length; a vector of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
+def derived_fingerprint(base: str, change: str) -> str:
+    """The fingerprint of what was made of an encoder in a way that changes its numbers."""
+    return hashlib.sha256(f"{base} {change}".encode()).hexdigest()
+
+
+def encoder_config(assignments: Sequence[str]) -> EncoderConfig:
+    """The config of `key=value` assignments. Raises ConfigError."""
+    return validate(EncoderConfig, override({}, assignments), origin="the encoder")
+
+
+def load_encoder(source: str | Path, config: EncoderConfig | None = None, **runtime: Any) -> PixelEncoder:
+    """The encoder of a model: see KINDS.
+
+    An exported folder has made its choices: of `config` it takes `image_size` (one of its own) and `normalize` only.
+    `runtime` says how it is computed: `threads` for all, `provider` for ONNX Runtime, `device` and `precision` for
+    torch. Raises EncoderError, WeightsError or ConfigError.
+    """
+    config = config or EncoderConfig()
+    if str(source).startswith(ADDRESS):
+        raise EncoderError(f"'{source}' is an address; a model is {KINDS}")
+    path = Path(source).expanduser()
+    if not str(source).startswith(TIMM) and (path / "manifest.json").is_file():
+        from mcbeit.onnx_encoder import OnnxEncoder
+
+        return OnnxEncoder(path, config, **runtime)
+    from mcbeit.torch_encoder import TorchEncoder
+
+    return TorchEncoder.load(source, config, **runtime)
