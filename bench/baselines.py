@@ -26,6 +26,7 @@ from mcbeit.probe import (
     linear_accuracy,
     mean_pooled,
     open_labelled,
+    recall_at,
     standardise,
 )
 from mcbeit.sources import SourceKind
@@ -60,12 +61,13 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What one kind of feature scores: top-1 accuracies."""
+    """What one kind of feature scores: top-1 accuracies, and recall of retrieval."""
 
     name: str
     dim: int
     knn: float
     linear: float
+    recall: tuple[float, ...]  # at 1, 5 and 10: an image of the same class among the nearest
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Comparison:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Comparison":
         """Undo `dataclasses.asdict`."""
-        return cls(**{**values, "rows": [Row(**row) for row in values["rows"]]})
+        return cls(**{**values, "rows": [Row(**{**row, "recall": tuple(row["recall"])}) for row in values["rows"]]})
 
     def row(self, name: str) -> Row:
         """The row of this name."""
@@ -162,9 +164,9 @@ def _small(pixels: Shaped[Tensor, "image height width channel"]) -> Float[Tensor
 
 
 def score(name: str, features: Features, probe: OnlineProbe) -> Row:
-    """k-NN and linear probe on one kind of feature."""
+    """k-NN, linear probe and recall on one kind of feature."""
     sets = (features.gallery, probe.gallery.labels, features.queries, probe.queries.labels)
-    return Row(name, features.gallery.shape[1], knn_accuracy(*sets), linear_accuracy(*sets))
+    return Row(name, features.gallery.shape[1], knn_accuracy(*sets), linear_accuracy(*sets), tuple(recall_at(*sets)))
 
 
 def compare(

@@ -19,7 +19,7 @@ from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain_setup import PretrainConfig
-from mcbeit.probe import OnlineProbe
+from mcbeit.probe import RECALL_COUNTS, OnlineProbe
 from mcbeit.progress import Display
 from mcbeit.vit import VisionTransformer
 from mcbeit.weight_files import TIMM
@@ -159,13 +159,15 @@ def table(comparison: Comparison) -> list[list[str]]:
         "random": "random backbone",
         "pretrained": "pretrained" if comparison.step is None else f"pretrained, step {comparison.step}",
     }
-    header = ["features", "dim", "k-NN top-1", "- random", "linear top-1", "- random"]
+    recalls = [f"R@{count}" for count in RECALL_COUNTS]
+    header = ["features", "dim", "k-NN top-1", "- random", "linear top-1", "- random", *recalls]
     rows = [header]
     for row in comparison.rows:
         cells = [names[row.name], str(row.dim)]
         for metric, accuracy in (("knn", row.knn), ("linear", row.linear)):
             gain = "" if row.name == "random" else f"{comparison.gain(metric, row.name):+.3f}"
             cells += [f"{accuracy:.3f} ± {comparison.standard_error(accuracy):.3f}", gain]
+        cells += [f"{value:.3f}" for value in row.recall]
         rows.append(cells)
     return rows
 
@@ -179,6 +181,7 @@ def table_notes(comparison: Comparison) -> list[str]:
         f"features: {baselines.LAYER}, standardised; k-NN: k = 20, cosine, temperature 0.07; linear probe: by L-BFGS",
         f"gallery and training: {comparison.num_gallery:,} images of {comparison.gallery}; queries: "
         f"{comparison.num_queries:,} images of {comparison.queries}; {comparison.num_classes} classes{skipped}",
+        "R@k: share of queries with an image of their class among the k nearest by cosine",
         f"±: binomial standard error over the queries. Seed {comparison.seed}: one seed is one seed, another run may "
         "differ by more",
         f"verdict: {'met' if comparison.is_met else 'NOT met'}: over the random backbone k-NN {gains['knn']:+.3f} "

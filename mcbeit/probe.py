@@ -1,5 +1,6 @@
 """How good frozen features are: embed labelled images, then ask nearest neighbours and a linear classifier."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from mcbeit.preprocess import Preprocess
 from mcbeit.sources import ImageSource, Labels, SourceKind, open_source
 from mcbeit.vit import VisionTransformer
 
+RECALL_COUNTS = (1, 5, 10)
 EVAL_BATCH = 250
 
 
@@ -201,6 +203,24 @@ def knn_accuracy(
         votes.scatter_add_(1, labels[nearest], (similarity / temperature).exp())
         hits += int((votes.argmax(dim=1) == truth).sum())
     return hits / len(queries)
+
+
+def recall_at(
+    gallery: Float[Tensor, "image dim"],
+    gallery_labels: Int[Tensor, " image"],
+    queries: Float[Tensor, "query dim"],
+    query_labels: Int[Tensor, " query"],
+    *,
+    counts: Sequence[int] = RECALL_COUNTS,
+) -> list[float]:
+    """For each k of `counts` the share of queries with an image of their class among the k nearest by cosine."""
+    gallery, queries = F.normalize(gallery, dim=1), F.normalize(queries, dim=1)
+    labels, hits = gallery_labels.to(gallery.device), torch.zeros(len(counts), device=gallery.device)
+    for part, truth in zip(queries.split(1000), query_labels.to(gallery.device).split(1000), strict=True):
+        nearest = (part @ gallery.T).topk(min(max(counts), len(gallery)), dim=1).indices
+        found = labels[nearest] == truth[:, None]
+        hits += torch.stack([found[:, :count].any(dim=1).sum() for count in counts])
+    return [float(hit) / len(queries) for hit in hits]
 
 
 def linear_accuracy(

@@ -22,6 +22,7 @@ from mcbeit.probe import (
     load_labelled,
     mean_pooled,
     pick,
+    recall_at,
     standardise,
 )
 from mcbeit.sources import ImageSource, open_source
@@ -266,3 +267,11 @@ def test_linear_accuracy__against_the_same_regression_by_scipy() -> None:
     wanted = float((guess == truth.numpy()).mean())
     assert 0.5 < wanted < 0.9
     assert linear_accuracy(train, labels, queries, truth, weight_decay=0.01) == pytest.approx(wanted, abs=0.5 / 400)
+
+
+def test_recall_at__counts_queries_with_their_class_among_the_nearest() -> None:
+    gallery = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+    labels = torch.tensor([0, 1, 1, 2])
+    queries, truth = torch.tensor([[2.0, 0.0], [3.0, 0.05], [1.0, 0.0]]), torch.tensor([0, 1, 2])
+    assert recall_at(gallery, labels, queries, truth, counts=(1, 2, 3, 10)) == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1])
+    assert recall_at(gallery, labels, queries, truth) == pytest.approx([1 / 3, 1, 1])

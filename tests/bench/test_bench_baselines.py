@@ -27,14 +27,16 @@ from mcbeit.bench.trained import load_trained
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import DataError
 from mcbeit.pretrain_setup import PretrainConfig, build
-from mcbeit.probe import OnlineProbe, knn_accuracy, linear_accuracy, mean_pooled, standardise
+from mcbeit.probe import OnlineProbe, knn_accuracy, linear_accuracy, mean_pooled, recall_at, standardise
 from mcbeit.sources import open_source
 
 FP32 = PRECISIONS["fp32"]
 
 
 def comparison(*, random: float = 0.6, pretrained: float = 0.7) -> Comparison:
-    rows = [Row(name, 8, value, value) for name, value in (("random", random), ("pretrained", pretrained))]
+    rows = [
+        Row(name, 8, value, value, (value,) * 3) for name, value in (("random", random), ("pretrained", pretrained))
+    ]
     return Comparison(rows, "train", "val", 50, 100, 0, 2, 0, 6)
 
 
@@ -90,7 +92,7 @@ def test_compare__says_what_the_probe_says(finished: Path) -> None:
         *(mean_pooled(run.backbone, s.pixels, run.config.preprocess, FP32) for s in (probe.gallery, probe.queries))
     )
     sets = (gallery, probe.gallery.labels, queries, probe.queries.labels)
-    assert found.rows == [Row("pretrained", 32, knn_accuracy(*sets), linear_accuracy(*sets))]
+    assert found.rows == [Row("pretrained", 32, knn_accuracy(*sets), linear_accuracy(*sets), tuple(recall_at(*sets)))]
     assert found.row("pretrained").knn == probe.knn(run.backbone, FP32)
     assert (found.num_gallery, found.num_queries, found.num_classes, found.num_skipped) == (40, 24, 2, 0)
     assert (found.gallery, found.queries) == (run.config.data.source, run.config.eval.queries)
@@ -175,4 +177,4 @@ def test_score__of_pixels_that_tell_the_classes(tmp_path: Path) -> None:
     )
     probe = open_probe(config)
     assert probe is not None
-    assert score("pixels", pixel_features(probe), probe) == Row("pixels", 64, 1.0, 1.0)
+    assert score("pixels", pixel_features(probe), probe) == Row("pixels", 64, 1.0, 1.0, (1.0, 1.0, 1.0))

@@ -30,7 +30,8 @@ def test_report__prints_the_table_to_stdout(run: Path) -> None:
     result = call(run)
     assert result.exit_code == 0
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["features", "dim", "k-NN", "top-1", "-", "random", "linear", "top-1", "-", "random"]
+    assert header.split()[:10] == ["features", "dim", "k-NN", "top-1", "-", "random", "linear", "top-1", "-", "random"]
+    assert header.split()[10:] == ["R@1", "R@5", "R@10"]
     assert [row[:10] for row in rows[:3]] == ["raw pixels", "random bac", "pretrained"]
     assert rows[-2].startswith("verdict: ")
     assert rows[-1] == f"page: {run / 'report.html'}"
@@ -83,8 +84,8 @@ def test_show__draws_in_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    rows = [Row(name, 8, 0.5, 0.5) for name in ("pixels", "random", "pretrained")]
+    monkeypatch.setenv("COLUMNS", "130")
+    rows = [Row(name, 8, 0.5, 0.5, (0.5,) * 3) for name in ("pixels", "random", "pretrained")]
     show(Report(Comparison(rows, "train", "val", 5, 5, 0, 2, 0, 1), tmp_path / "report.html"))
     found = capsys.readouterr().out
     assert "│ pretrained, step 1" in found

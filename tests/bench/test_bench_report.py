@@ -18,7 +18,7 @@ from mcbeit.cli.tables import plain_table
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import ConfigError, DataError, RunError, WeightsError
 from mcbeit.pretrain import pretrain
-from mcbeit.probe import knn_accuracy, linear_accuracy, mean_pooled, standardise
+from mcbeit.probe import knn_accuracy, linear_accuracy, mean_pooled, recall_at, standardise
 from mcbeit.weight_conversion import convert_weights
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -84,7 +84,9 @@ def test_report__has_the_numbers_of_the_probe(reported: Path) -> None:
     for row in found.comparison.rows:
         gallery, queries = sets[row.name]
         measured = (gallery, probe.gallery.labels, queries, probe.queries.labels)
-        assert row == Row(row.name, gallery.shape[1], knn_accuracy(*measured), linear_accuracy(*measured))
+        assert row == Row(
+            row.name, gallery.shape[1], knn_accuracy(*measured), linear_accuracy(*measured), tuple(recall_at(*measured))
+        )
     assert (
         found.comparison.row("pretrained").knn
         == [
@@ -128,13 +130,17 @@ def test_report__page_shows_everything(reported: Path) -> None:
 
 
 def test_report__table_and_notes() -> None:
-    rows = [Row("pixels", 784, 0.8258, 0.81), Row("random", 128, 0.613, 0.734), Row("pretrained", 128, 0.7726, 0.8108)]
+    rows = [
+        Row("pixels", 784, 0.8258, 0.81, (0.7, 0.8, 0.9)),
+        Row("random", 128, 0.613, 0.734, (0.5, 0.6, 0.7)),
+        Row("pretrained", 128, 0.7726, 0.8108, (0.75, 0.85, 1.0)),
+    ]
     met = Report(Comparison(rows, "train", "val", 10000, 5000, 3, 10, 0, 468), Path("report.html"))
     assert plain_table(met.table).splitlines() == [
-        "features              dim     k-NN top-1  - random   linear top-1  - random",
-        "raw pixels            784  0.826 ± 0.005    +0.213  0.810 ± 0.006    +0.076",
-        "random backbone       128  0.613 ± 0.007            0.734 ± 0.006",
-        "pretrained, step 468  128  0.773 ± 0.006    +0.160  0.811 ± 0.006    +0.077",
+        "features              dim     k-NN top-1  - random   linear top-1  - random    R@1    R@5   R@10",
+        "raw pixels            784  0.826 ± 0.005    +0.213  0.810 ± 0.006    +0.076  0.700  0.800  0.900",
+        "random backbone       128  0.613 ± 0.007            0.734 ± 0.006            0.500  0.600  0.700",
+        "pretrained, step 468  128  0.773 ± 0.006    +0.160  0.811 ± 0.006    +0.077  0.750  0.850  1.000",
     ]
     notes = "\n".join(met.notes)
     assert "mean of the patch tokens after the final norm" in notes
@@ -143,7 +149,7 @@ def test_report__table_and_notes() -> None:
     assert (
         "verdict: met: over the random backbone k-NN +0.160 (demanded +0.08), linear +0.077 (demanded +0.05)" in notes
     )
-    rows[2] = Row("pretrained", 128, 0.7726, 0.734)
+    rows[2] = Row("pretrained", 128, 0.7726, 0.734, (0.75, 0.85, 1.0))
     unmet = Report(Comparison(rows, "train", "val", 10000, 5000, 0, 10, 0, 468), Path("report.html"))
     assert "verdict: NOT met" in unmet.notes[-1]
     assert "unreadable" not in "\n".join(unmet.notes)
