@@ -13,10 +13,12 @@ from mcbeit.errors import McbeitError
 COMMANDS = {
     "data": "mcbeit.cli.data",
     "doctor": "mcbeit.cli.doctor",
+    "embed": "mcbeit.cli.embed",
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",
     "weights": "mcbeit.cli.weights",
+    "whiten": "mcbeit.cli.whiten",
 }
 
 

@@ -78,15 +78,7 @@ class Moments:
 
     def whitening(self, *, fingerprint: str, dim: int | None = None) -> Whitening:
         """The whitening of what was counted, to `dim` axes. Raises EncoderError if that is too few vectors for them."""
-        width = len(self.sum)
-        dim = dim or width
-        if dim > width:
-            raise EncoderError(f"--dim {dim} is more than the {width} numbers of an embedding")
-        if self.count <= dim:
-            raise EncoderError(
-                f"{self.count} images are too few to whiten {dim} dimensions; take several times more images than "
-                "dimensions, or fewer dimensions (--dim)"
-            )
+        dim = check_enough(self.count, dim=dim, width=len(self.sum))
         mean = self.sum / self.count
         covariance = self.squares / self.count - np.outer(mean, mean)
         variances, axes = np.linalg.eigh(covariance)  # ascending
@@ -94,6 +86,19 @@ class Moments:
         axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(dim)] < 0, -1, 1)  # the sign is free
         matrix = axes / np.sqrt(np.maximum(variances, EPSILON * max(float(variances[0]), np.finfo(np.float64).tiny)))
         return Whitening(mean.astype(np.float32), np.ascontiguousarray(matrix, np.float32), fingerprint)
+
+
+def check_enough(count: int, *, dim: int | None, width: int) -> int:
+    """The number of axes, all by default. Raises EncoderError if there are not so many, or too few vectors for them."""
+    dim = dim or width
+    if dim > width:
+        raise EncoderError(f"--dim {dim} is more than the {width} numbers of an embedding")
+    if count <= dim:
+        raise EncoderError(
+            f"{count} images are too few to whiten {dim} dimensions; take several times more images than dimensions, "
+            "or fewer dimensions (--dim)"
+        )
+    return dim
 
 
 def learn_whitening(

@@ -7,6 +7,7 @@ price of an image is that of reading its whole group: small groups are good, and
 import hashlib
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,9 +48,14 @@ class ParquetSource(Described):
         self._file_groups = np.cumsum([0, *(len(rows) for rows in sizes)], dtype=np.int64)
         self._file_starts = self._group_starts[self._file_groups]
         self._cache: OrderedDict[int, Rows] = OrderedDict()
+        self._lock = threading.Lock()  # of the cache and of the open files, which are for one thread at a time
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_cache", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._cache, self._lock = OrderedDict(), threading.Lock()
 
     def __len__(self) -> int:
         return int(self._group_starts[-1])
@@ -63,7 +69,9 @@ class ParquetSource(Described):
         """The bytes in the row, or those of the file that it names."""
         group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
         file = int(np.searchsorted(self._file_groups, group, side="right")) - 1
-        found = self._rows(group, file).image(index - int(self._group_starts[group]))
+        with self._lock:
+            rows = self._rows(group, file)
+        found = rows.image(index - int(self._group_starts[group]))
         if isinstance(found, bytes):
             return found
         if found is None:
