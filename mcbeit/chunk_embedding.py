@@ -113,30 +113,28 @@ class LocalCrew:
     """This process, as what makes chunks."""
 
     def __init__(self, task: Task, source: ImageSource) -> None:
-        encoder = task.open_encoder()
-        self.spec = encoder.spec
-        self._embedder = ChunkEmbedder(
-            source,
-            encoder,
-            patches=task.patches,
-            batch_size=task.config.batch_size,
-            threads=auto_workers(task.config.data),
-        )
+        self.task, self.source = task, source
+        self.encoder = task.open_encoder()
+        self.spec = self.encoder.spec
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Iterator[Chunk]:
         """These chunks in their order; none after `stop` says so."""
-        rest = iter(numbers)
+        rest, config = iter(numbers), self.task.config
+        threads = auto_workers(config.data)
+        embedder = ChunkEmbedder(
+            self.source, self.encoder, patches=self.task.patches, batch_size=config.batch_size, threads=threads
+        )
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="chunk") as pool:
             try:
-                waiting = deque(pool.submit(self._embedder.embed, n, plan.images(n)) for n in islice(rest, AT_ONCE))
+                waiting = deque(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, AT_ONCE))
                 while waiting:
                     if (found := _wait(waiting[0], stop)) is None:
                         return
                     waiting.popleft()
-                    waiting.extend(pool.submit(self._embedder.embed, n, plan.images(n)) for n in islice(rest, 1))
+                    waiting.extend(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, 1))
                     yield found
             finally:
-                self._embedder.stop()
+                embedder.stop()
 
 
 def _wait(future: Future[Chunk], stop: Stop) -> Chunk | None:

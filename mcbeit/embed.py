@@ -106,7 +106,7 @@ def embed(
     with _crew(output.task, source, scale) as crew:
         if is_complete:
             return _complete(output, source, crew.spec)
-        return _make(output, source, crew, stop)
+        return make(output, source, crew, stop)
 
 
 @contextmanager
@@ -135,7 +135,8 @@ def _complete(output: Output, source: ImageSource, spec: EncoderSpec) -> Embedde
     return Embedded(found, listed if listed.exists() else None, is_old=True)
 
 
-def _make(output: Output, source: ImageSource, crew: Crew, stop: StopRequest) -> Embedded:
+def make(output: Output, source: ImageSource, crew: Crew, stop: StopRequest) -> Embedded:
+    """All of `embed` but opening and checking."""
     plan = _plan(output, source, crew.spec)
     with (
         open_chunks(output.partial, plan, output.job(source, crew.spec), out=output.path) as chunks,
