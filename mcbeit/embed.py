@@ -1,11 +1,11 @@
 """`mcbeit embed`: a whole source into a file of vectors, in constant memory; killed at any point, it goes on."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,12 +25,13 @@ from mcbeit.stop import StopRequest
 PROMISE = "finished chunks of images are kept; a second signal does not wait"
 
 
+@runtime_checkable
 class Crew(Protocol):
     """What makes chunks."""
 
     spec: EncoderSpec
 
-    def chunks(self, plan: Plan, numbers: list[int], stop: Stop) -> Iterator[Chunk]:
+    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Iterator[Chunk]:
         """The chunks of these numbers, in any order; none after `stop` says so."""
         ...
 
@@ -230,7 +231,7 @@ def _blocks(output: Output, source: ImageSource, chunks: ChunkFolder, stop: Stop
         _check_stop(output, source, chunks, stop)
         images, rows = chunk.images, chunk.rows
         is_there = np.ones(len(images), bool)
-        if output.config.unreadable == "null" and chunk.unreadable:
+        if output.config.unreadable == "empty" and chunk.unreadable:
             images = np.array(chunks.plan.images(chunk.number), np.int64)
             is_there = np.isin(images, chunk.images)
             rows = np.full((len(images), *chunk.rows.shape[1:]), np.nan, np.float32)

@@ -27,7 +27,7 @@ class StreamConfig(EncoderConfig):
 class EmbedConfig(StreamConfig):
     """What `key=value` of `mcbeit embed` may set."""
 
-    unreadable: Literal["drop", "null"] = "drop"  # images that cannot be read have no row, or an empty one
+    unreadable: Literal["drop", "empty"] = "drop"  # images that cannot be read have no row, or an empty one
 
 
 S = TypeVar("S", bound=StreamConfig)

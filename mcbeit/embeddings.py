@@ -33,7 +33,7 @@ class Description(Config):
     place: str | list[str]  # of the images, as it was named
     source: dict[str, Any]  # how many images there are, and a hash of their names
     num_unreadable: int
-    unreadable: Literal["drop", "null"]  # whether they have no row, or one of nan (parquet: null)
+    unreadable: Literal["drop", "empty"]  # whether they have no row, or one of nan (parquet: null)
     classes: list[str] | None  # the names of labels
 
 
@@ -83,7 +83,7 @@ def load_embeddings(path: str | Path) -> Embeddings:
         )
     try:
         keys, vectors = _read_rows(path)
-    except (OSError, ValueError, KeyError, UnicodeError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise EmbeddingError(f"'{path}' cannot be read: {error}; make it again with mcbeit embed") from error
     if not len(keys) == len(vectors) == description.num_rows:
         raise EmbeddingError(
@@ -120,7 +120,7 @@ class Keys:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, image: str, path: str, *label: str) -> None:
+    def add(self, image: str, path: str, *label: str | int) -> None:
         """One more row."""
         self._ids.append(image)
         self._paths.append(path)
