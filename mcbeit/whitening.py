@@ -5,7 +5,6 @@ by the deviation along each. The axes of the least deviation may be left out, wh
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mcbeit.atomic import write_bytes
 from mcbeit.errors import EncoderError
 
 EPSILON = 1e-6  # of the largest variance: what an axis has at least
+NO_VARIANCE = 1e-12  # of the squared length of the mean: what rounding makes of none
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,10 @@ class Moments:
         covariance = self.squares / self.count - np.outer(mean, mean)
         variances, axes = np.linalg.eigh(covariance)  # ascending
         variances, axes = variances[::-1][:dim], axes[:, ::-1][:, :dim]
+        if variances[0] <= NO_VARIANCE * (mean @ mean):
+            raise EncoderError(f"the embeddings of {self.count} images are all the same; are the images?")
         axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(dim)] < 0, -1, 1)  # the sign is free
-        matrix = axes / np.sqrt(np.maximum(variances, EPSILON * max(float(variances[0]), np.finfo(np.float64).tiny)))
+        matrix = axes / np.sqrt(np.maximum(variances, EPSILON * variances[0]))
         return Whitening(mean.astype(np.float32), np.ascontiguousarray(matrix, np.float32), fingerprint)
 
 
@@ -99,13 +101,3 @@ def check_enough(count: int, *, dim: int | None, width: int) -> int:
             "or fewer dimensions (--dim)"
         )
     return dim
-
-
-def learn_whitening(
-    batches: Iterable[Float32[np.ndarray, "batch width"]], *, fingerprint: str, width: int, dim: int | None = None
-) -> Whitening:
-    """The whitening of embeddings that were not scaled to unit length. Raises EncoderError if they are too few."""
-    moments = Moments(width)
-    for batch in batches:
-        moments.add(batch)
-    return moments.whitening(fingerprint=fingerprint, dim=dim)

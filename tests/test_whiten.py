@@ -13,7 +13,7 @@ from mcbeit.cli.main import cli
 from mcbeit.embeddings import load_embeddings
 from mcbeit.encoder import EncoderConfig, load_encoder
 from mcbeit.errors import EncoderError
-from mcbeit.whitening import Moments, Whitening, learn_whitening, load_whitening
+from mcbeit.whitening import Moments, Whitening, load_whitening
 
 MODEL = "timm:test_vit"  # of random weights: whitening does not ask what vectors mean
 OPTIONS = ("weights=random", "image_size=32", "threads=1")
@@ -59,8 +59,16 @@ def covariance(vectors: np.ndarray) -> np.ndarray:
 def spread(seed: int = 0, count: int = 500) -> np.ndarray:
     """Vectors of 6 numbers with a mean, and with axes of quite different deviations."""
     rng = np.random.default_rng(seed)
-    mixed = rng.standard_normal((count, 6)) * [9, 3, 1, 0.5, 0.1, 0.02] @ rng.standard_normal((6, 6))
+    mixed = rng.standard_normal((count, 6)) * [9, 5, 3, 2, 1, 0.5] @ rng.standard_normal((6, 6))
     return (mixed + rng.standard_normal(6) * 5).astype(np.float32)
+
+
+def learn(*batches: np.ndarray, dim: int | None = None) -> Whitening:
+    """The whitening of vectors of 6 numbers."""
+    moments = Moments(6)
+    for batch in batches:
+        moments.add(batch)
+    return moments.whitening(fingerprint=FINGERPRINT, dim=dim)
 
 
 def test_embed__with_whitening_the_covariance_is_the_identity(learned: Path, photos: Path, tmp_path: Path) -> None:
@@ -70,7 +78,8 @@ def test_embed__with_whitening_the_covariance_is_the_identity(learned: Path, pho
     assert run("embed", MODEL, photos, "-o", out, *white).exit_code == 0
     before, found = load_embeddings(plain), load_embeddings(out)
     assert np.abs(covariance(before.vectors) - np.eye(64)).max() > 0.1
-    np.testing.assert_allclose(covariance(found.vectors), np.eye(64), atol=1e-2)
+    # the model ends in a layer norm, so its vectors lie in a plane: one axis of 64 has nothing on it
+    np.testing.assert_allclose(covariance(found.vectors), np.diag([1.0] * 63 + [0.0]), atol=1e-2)
     np.testing.assert_allclose(found.vectors.mean(axis=0), 0, atol=1e-3)
     assert found.spec.fingerprint != before.spec.fingerprint
     assert load_whitening(learned, fingerprint=before.spec.fingerprint).sha256 == found.spec.whitening
@@ -106,7 +115,8 @@ def test_whiten__to_fewer_dimensions_keeps_the_first_axes(learned: Path, photos:
 def test_whiten__does_not_ask_whether_embeddings_are_normalised(learned: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     assert run("whiten", MODEL, photos, "-o", out, *OPTIONS, "normalize=true").exit_code == 0
-    assert out.read_bytes() == learned.read_bytes()
+    encoder = load_encoder(MODEL, config())
+    assert len({load_whitening(file, fingerprint=encoder.spec.fingerprint).sha256 for file in (out, learned)}) == 1
 
 
 def test_whiten__mistakes_are_told_and_nothing_is_written(learned: Path, photos: Path, tmp_path: Path) -> None:
@@ -125,22 +135,26 @@ def test_whiten__mistakes_are_told_and_nothing_is_written(learned: Path, photos:
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_learn_whitening__in_batches_is_that_of_all() -> None:
+def test_moments__in_batches_is_that_of_all() -> None:
     vectors = spread()
-    whole = learn_whitening([vectors], fingerprint=FINGERPRINT, width=6)
-    parts = learn_whitening(np.array_split(vectors, 7), fingerprint=FINGERPRINT, width=6)
+    whole = learn(vectors)
+    parts = learn(*np.array_split(vectors, 7))
     np.testing.assert_allclose(parts.matrix, whole.matrix, rtol=1e-4, atol=1e-5)
     found = (vectors - whole.mean) @ whole.matrix
     np.testing.assert_allclose(covariance(found), np.eye(6), atol=1e-2)
 
 
-def test_learn_whitening__axes_without_variance_stay_finite() -> None:
+def test_moments__axes_without_variance_stay_finite() -> None:
     flat = spread()
     flat[:, 3] = 2
-    found = learn_whitening([flat, np.zeros((0, 6), np.float32)], fingerprint=FINGERPRINT, width=6)
+    found = learn(flat, np.zeros((0, 6), np.float32))
     assert np.isfinite((flat - found.mean) @ found.matrix).all()
-    same = learn_whitening([np.ones((9, 6), np.float32)], fingerprint=FINGERPRINT, width=6)
-    assert np.isfinite((np.ones(6, np.float32) - same.mean) @ same.matrix).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+def test_moments__vectors_that_are_all_the_same_are_refused(value: float) -> None:
+    with pytest.raises(EncoderError, match="the embeddings of 9 images are all the same"):
+        learn(np.full((9, 6), value, np.float32))
 
 
 def test_moments__too_few_vectors_are_refused() -> None:
@@ -152,7 +166,7 @@ def test_moments__too_few_vectors_are_refused() -> None:
 
 
 def test_load_whitening__gives_back_what_was_saved(tmp_path: Path) -> None:
-    made = learn_whitening([spread()], fingerprint=FINGERPRINT, width=6, dim=4)
+    made = learn(spread(), dim=4)
     made.save(tmp_path / "w.safetensors")
     found = load_whitening(tmp_path / "w.safetensors", fingerprint=FINGERPRINT)
     assert (found.sha256, found.fingerprint) == (made.sha256, FINGERPRINT)
@@ -160,7 +174,7 @@ def test_load_whitening__gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_whitening__its_hash_tells_others_apart() -> None:
-    one, other = (learn_whitening([spread(seed)], fingerprint=FINGERPRINT, width=6) for seed in (0, 1))
+    one, other = (learn(spread(seed)) for seed in (0, 1))
     assert one.sha256 != other.sha256
     assert one.sha256 == Whitening(one.mean.copy(), one.matrix.copy(), "another name").sha256
 
@@ -174,6 +188,6 @@ def test_load_whitening__other_files_are_refused(tmp_path: Path) -> None:
     save_file({"mean": np.zeros(3, np.float32)}, tmp_path / "weights")
     with pytest.raises(EncoderError, match="holds no whitening"):
         load_whitening(tmp_path / "weights", fingerprint=FINGERPRINT)
-    learn_whitening([spread()], fingerprint=FINGERPRINT, width=6).save(tmp_path / "w")
+    learn(spread()).save(tmp_path / "w")
     with pytest.raises(EncoderError, match="its fingerprint is ffffffffffff, this encoder's 000000000000"):
         load_whitening(tmp_path / "w", fingerprint="0" * 64)
