@@ -68,7 +68,7 @@ def main() -> None:
         crew.encoder.embed_pixels(batches[0])
         for turn in range(options.rounds):
             bare.append(bare_rate(crew.encoder, batches))
-            whole.append(embed_rate(Output(Path(name, f"{turn}.npy"), task, config), crew))
+            whole.append(embed_rate(Output(Path(name, f"{turn}.npy"), task), crew))
     ratios = [a / b for a, b in zip(whole, bare, strict=True)]
     best = 1 / (1 + decode / num_cores() * median(bare))
     print(f"{options.model}, {options.count} images, batches of {options.batch}, {options.rounds} rounds, medians")

@@ -54,7 +54,7 @@ def command(
         raise ConfigError("--gpus-per-worker and --address say how Ray is used; name the --workers too")
     config = task_config(EmbedConfig, source, assignments)
     scale = None if workers is None else Scale(workers, workers, gpus_per_worker, address)
-    output = Output(out.expanduser(), Task(model, config, patches), config)
+    output = Output(out.expanduser(), Task(model, config, patches), config.unreadable)
     try:
         click.echo(embed(output, resume=resume, scale=scale).sentence(out))
     except Interrupted as stopped:

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from itertools import islice
 
 import numpy as np
@@ -59,6 +60,11 @@ class ChunkEmbedder:
         """Let chunks that are being made be given up."""
         self._is_stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Stop, and wait for the threads that decode."""
+        self.stop()
+        self._pool.shutdown()
 
     def _compute(self, batch: list[np.ndarray]) -> np.ndarray:
         pixels = np.stack(batch)
@@ -124,7 +130,7 @@ class LocalCrew:
         embedder = ChunkEmbedder(
             self.source, self.encoder, patches=self.task.patches, batch_size=config.batch_size, threads=threads
         )
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="chunk") as pool:
+        with closing(embedder), ThreadPoolExecutor(AT_ONCE, thread_name_prefix="chunk") as pool:
             try:
                 waiting = deque(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, AT_ONCE))
                 while waiting:

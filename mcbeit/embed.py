@@ -12,9 +12,9 @@ import numpy as np
 from mcbeit.chunk_embedding import LocalCrew, Stop, row_shape
 from mcbeit.chunks import Chunk, ChunkFolder, Plan, make_plan, open_chunks, writing
 from mcbeit.data import is_readable
-from mcbeit.embed_task import EmbedConfig, Task
+from mcbeit.embed_task import Task
 from mcbeit.embedding_files import check_format, write_embeddings
-from mcbeit.embeddings import Block, Description, companion, companions, describe
+from mcbeit.embeddings import Block, Description, Unreadables, companion, companions, describe
 from mcbeit.encoder import EncoderSpec
 from mcbeit.errors import DataError, EmbeddingError, Interrupted
 from mcbeit.progress import Display
@@ -48,10 +48,10 @@ class Embedded:
         """For people."""
         found, shape = self.description, "x".join(map(str, self.description.row_shape))
         text = f"{out}: {'complete already, ' * self.is_old}{found.num_rows} rows of {found.what} ({shape})"
-        if self.unreadable_list is None:
-            return text
-        become = "are left out" if found.unreadable == "drop" else "are empty rows"
-        return f"{text}; {found.num_unreadable} images cannot be read and {become}: {self.unreadable_list}"
+        if found.num_unreadable:
+            become = "are left out" if found.unreadable == "drop" else "are empty rows"
+            text += f"; {found.num_unreadable} images cannot be read and {become}"
+        return text if self.unreadable_list is None else f"{text}; see {self.unreadable_list}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Output:
 
     path: Path
     task: Task
-    config: EmbedConfig
+    unreadable: Unreadables = "drop"
 
     @property
     def partial(self) -> Path:
@@ -73,8 +73,8 @@ class Output:
             "model": spec.model_dump(mode="json"),
             "images": source.summary(),
             "what": self.task.what,
-            "batch_size": self.config.batch_size,
-            "precision": self.config.precision,
+            "batch_size": self.task.config.batch_size,
+            "precision": self.task.config.precision,
         }
 
     def check(self, *, resume: bool) -> bool:
@@ -152,7 +152,7 @@ def make(output: Output, source: ImageSource, crew: Crew, stop: StopRequest) -> 
 
 def _plan(output: Output, source: ImageSource, spec: EncoderSpec) -> Plan:
     row_bytes = 4 * int(np.prod(row_shape(spec, patches=output.task.patches)))
-    return make_plan(len(source), row_bytes=row_bytes, batch_size=output.config.batch_size)
+    return make_plan(len(source), row_bytes=row_bytes, batch_size=output.task.config.batch_size)
 
 
 def _embed_missing(output: Output, source: ImageSource, crew: Crew, chunks: ChunkFolder, stop: StopRequest) -> None:
@@ -167,7 +167,7 @@ def _embed_missing(output: Output, source: ImageSource, crew: Crew, chunks: Chun
             chunks.add(chunk)
             if chunk.unreadable:
                 first = chunk.unreadable[0]
-                display.warn(f"images that cannot be read ('{source.name(first.image)}': {first.reason})")
+                display.warn(f"some images cannot be read ('{source.name(first.image)}': {first.reason})")
                 _check_readable(output, source, chunks)
             rate = (chunks.num_done - before) / (time.monotonic() - start)
             display.update(chunks.num_done, f"{rate:,.1f} images/s")
@@ -186,7 +186,7 @@ def _check_stop(output: Output, source: ImageSource, chunks: ChunkFolder, stop: 
 def _check_readable(output: Output, source: ImageSource, chunks: ChunkFolder) -> None:
     """Raise DataError if more images cannot be read than data.max_corrupt_fraction allows."""
     lost = sum(damage.num_lost for damage in source.damaged)
-    bad, total, allowed = chunks.num_unreadable + lost, len(source) + lost, output.config.data.max_corrupt_fraction
+    bad, total, allowed = chunks.num_unreadable + lost, len(source) + lost, output.task.config.data.max_corrupt_fraction
     if bad > allowed * total:
         listed = chunks.path / "unreadable.txt"
         chunks.write_list(listed, source)
@@ -206,13 +206,13 @@ def _assemble(
     shape = row_shape(spec, patches=output.task.patches)
     description = Description(
         what="patch features" if output.task.patches else "embedding",
-        num_rows=readable if output.config.unreadable == "drop" else len(source),
+        num_rows=readable if output.unreadable == "drop" else len(source),
         row_shape=shape,
         spec=spec,
-        place=output.config.data.required_source(),
+        place=output.task.config.data.required_source(),
         source=source.summary(),
         num_unreadable=chunks.num_unreadable,
-        unreadable=output.config.unreadable,
+        unreadable=output.unreadable,
         classes=None if source.labels is None else source.classes,
     )
     listed = companion(output.path, ".unreadable.txt")
@@ -231,7 +231,7 @@ def _blocks(output: Output, source: ImageSource, chunks: ChunkFolder, stop: Stop
         _check_stop(output, source, chunks, stop)
         images, rows = chunk.images, chunk.rows
         is_there = np.ones(len(images), bool)
-        if output.config.unreadable == "empty" and chunk.unreadable:
+        if output.unreadable == "empty" and chunk.unreadable:
             images = np.array(chunks.plan.images(chunk.number), np.int64)
             is_there = np.isin(images, chunk.images)
             rows = np.full((len(images), *chunk.rows.shape[1:]), np.nan, np.float32)
@@ -243,7 +243,7 @@ def _blocks(output: Output, source: ImageSource, chunks: ChunkFolder, stop: Stop
 
 def _id(source: ImageSource, name: str) -> str:
     """The path below the folder, if the source is one: it stays the same when the folder is moved."""
-    return name.removeprefix(source.root).lstrip("/") if isinstance(source, FileSource) else name
+    return name.removeprefix(source.root.rstrip("/") + "/") if isinstance(source, FileSource) else name
 
 
 def _text(name: str) -> str:

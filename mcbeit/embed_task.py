@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from mcbeit.config import override, validate
 from mcbeit.data import DataConfig
 from mcbeit.device import PrecisionName
+from mcbeit.embeddings import Unreadables
 from mcbeit.encoder import BATCH_SIZE, FAKE, EncoderConfig, PixelEncoder, load_encoder
 from mcbeit.errors import EmbeddingError
 from mcbeit.sources import ImageSource
@@ -27,7 +28,7 @@ class StreamConfig(EncoderConfig):
 class EmbedConfig(StreamConfig):
     """What `key=value` of `mcbeit embed` may set."""
 
-    unreadable: Literal["drop", "empty"] = "drop"  # images that cannot be read have no row, or an empty one
+    unreadable: Unreadables = "drop"  # images that cannot be read have no row, or an empty one
 
 
 S = TypeVar("S", bound=StreamConfig)

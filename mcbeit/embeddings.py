@@ -18,6 +18,7 @@ FORMATS = (".npy", ".parquet", ".csv", ".safetensors")
 METADATA = "mcbeit"  # the key of a description in a file's own metadata
 TENSOR = "embeddings"  # of a safetensors file
 COLUMN = "embedding"  # of a parquet file
+Unreadables = Literal["drop", "empty"]  # what becomes of images that cannot be read
 KEYS = ("id", "path", "label")  # of a csv file, before the numbers; the label only where there is one
 
 
@@ -33,7 +34,7 @@ class Description(Config):
     place: str | list[str]  # of the images, as it was named
     source: dict[str, Any]  # how many images there are, and a hash of their names
     num_unreadable: int
-    unreadable: Literal["drop", "empty"]  # whether they have no row, or one of nan (parquet: null)
+    unreadable: Unreadables  # whether they have no row, or one of nan (parquet: null)
     classes: list[str] | None  # the names of labels
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from images import broken_images, write_images
+from tiny import write_planes
 
 from mcbeit.chunk_embedding import ChunkEmbedder, LocalCrew, Stopped, row_shape
 from mcbeit.chunks import Plan
@@ -66,6 +67,26 @@ def test_chunk_embedder__batches_are_full_without_images_that_cannot_be_read(tmp
     bad = {Path(source.name(image)).name: reason for image, reason in chunk.unreadable}
     assert bad == {"001-half.png": "the PNG data is truncated or corrupt", "002-empty.jpg": "the file is empty"}
     assert sorted([*chunk.images, *(image for image, _ in chunk.unreadable)]) == list(range(9))
+
+
+class Planes(FakeEncoder):
+    """The mean of each of five channels."""
+
+    def __init__(self) -> None:
+        super().__init__(dim=5, normalize=False)
+        preprocess = self.spec.preprocess.model_copy(update={"mean": (0.0,) * 5, "std": (1.0,) * 5})
+        self.spec = self.spec.model_copy(update={"preprocess": preprocess})
+
+    def compute(self, pixels: Pixels, *, patches: bool = False) -> np.ndarray:
+        return pixels.mean(axis=(1, 2))
+
+
+def test_chunk_embedder__images_of_many_channels(tmp_path: Path) -> None:
+    source = open_folder(write_planes(tmp_path / "planes"), channels=5)
+    chunk = ChunkEmbedder(source, Planes(), patches=False, batch_size=7, threads=2).embed(0, range(24))
+    is_bright = chunk.rows[:, 3] > chunk.rows[:, 0]
+    assert [source.name(image).split("/")[-2] == "bright" for image in range(24)] == is_bright.tolist()
+    assert chunk.unreadable == []
 
 
 def test_chunk_embedder__stopped(shapes: Path) -> None:

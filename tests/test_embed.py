@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from images import broken_images, write_images
-from shards import pictures, write_parquet, write_tar
+from shards import cut, header_of, pictures, write_parquet, write_tar
 from tiny import write_planes
 
 from mcbeit.cli.main import cli
@@ -51,7 +51,7 @@ def refused(*arguments: str | Path) -> str:
 
 def output(source: Path, out: Path, *assignments: str) -> Output:
     config = task_config(EmbedConfig, str(source), [BATCHES, *assignments])
-    return Output(out, Task("fake", config), config)
+    return Output(out, Task("fake", config), config.unreadable)
 
 
 class StopWhen(StopRequest):
@@ -106,6 +106,7 @@ def test_embed__tar_parquet_list_and_folder_give_the_same_rows(photos: Path, tmp
     for name in ("images.tar", "images.parquet", "list.txt"):
         ok("fake", tmp_path / name, "-o", tmp_path / f"{name}.npy", "data.num_workers=4", "batch_size=4")
         np.testing.assert_allclose(load_embeddings(tmp_path / f"{name}.npy").vectors, wanted, atol=1e-6)
+    assert load_embeddings(tmp_path / "list.txt.npy").ids[3] == f"{photos}/003.png"
     assert load_embeddings(tmp_path / "images.tar.npy").ids[3] == f"{tmp_path}/images.tar:003.png"
     assert load_embeddings(tmp_path / "images.parquet.npy").labels.tolist() == [i % 2 for i in range(20)]
 
@@ -136,7 +137,7 @@ def test_embed__unreadable_images_are_listed_and_left_out(suffix: str, mixed: Pa
     out = tmp_path / f"e{suffix}"
     listed = companion(out, ".unreadable.txt")
     said = ok("fake", mixed, "-o", out, "data.max_corrupt_fraction=0.5")
-    assert said == f"{out}: 100 rows of embedding (64); 2 images cannot be read and are left out: {listed}\n"
+    assert said == f"{out}: 100 rows of embedding (64); 2 images cannot be read and are left out; see {listed}\n"
     assert load_embeddings(out).ids == sorted(pictures(100))
     assert listed.read_text().splitlines() == [
         f"{mixed}/001b.png\tthe PNG data is truncated or corrupt",
@@ -170,6 +171,15 @@ def test_embed__too_many_unreadable_images_stop_it_until_they_are_mended(mixed: 
     assert len(found.ids) == 102
     np.testing.assert_allclose(found.vectors[found.ids.index("001b.png")], found.vectors[0], atol=1e-6)
     assert not companion(out, ".unreadable.txt").exists()
+
+
+def test_embed__damaged_shards_are_listed(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{name}.tar", pictures(20)) for name in "ab"]
+    cut(shards[1], header_of(shards[1], "015.png") + 100)
+    said = ok("fake", tmp_path / "*.tar", "-o", tmp_path / "e.npy", "data.max_corrupt_fraction=0.5")
+    assert said.endswith(f"35 rows of embedding (64); see {tmp_path}/e.npy.unreadable.txt\n")
+    assert (tmp_path / "e.npy.unreadable.txt").read_text().startswith(f"{shards[1]}\t")
+    assert "5 of 40 images cannot be read" in refused("fake", tmp_path / "*.tar", "-o", tmp_path / "again.npy")
 
 
 def test_embed__nothing_but_unreadable_images(tmp_path: Path) -> None:
