@@ -28,6 +28,7 @@ LARGE_GROUP = 4 * 2**20  # bytes; reading as much takes about as long as decodin
 
 _SPLIT_FILE = re.compile(r"(.+)-\d+-of-\d+(-\w+)?\.parquet")
 _SPLIT_FOLDERS = ("train", "test", "validation", "val", "valid", "dev")
+_READING = threading.Lock()  # open files, which sources may share, and caches are for one thread at a time
 
 
 class ParquetSource(Described):
@@ -48,14 +49,9 @@ class ParquetSource(Described):
         self._file_groups = np.cumsum([0, *(len(rows) for rows in sizes)], dtype=np.int64)
         self._file_starts = self._group_starts[self._file_groups]
         self._cache: OrderedDict[int, Rows] = OrderedDict()
-        self._lock = threading.Lock()  # of the cache and of the open files, which are for one thread at a time
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_cache", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._cache, self._lock = OrderedDict(), threading.Lock()
+        return {**self.__dict__, "_cache": OrderedDict()}
 
     def __len__(self) -> int:
         return int(self._group_starts[-1])
@@ -69,7 +65,7 @@ class ParquetSource(Described):
         """The bytes in the row, or those of the file that it names."""
         group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
         file = int(np.searchsorted(self._file_groups, group, side="right")) - 1
-        with self._lock:
+        with _READING:
             rows = self._rows(group, file)
         found = rows.image(index - int(self._group_starts[group]))
         if isinstance(found, bytes):
