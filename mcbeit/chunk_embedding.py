@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import islice
@@ -123,7 +123,7 @@ class LocalCrew:
         self.encoder = task.open_encoder()
         self.spec = self.encoder.spec
 
-    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Iterator[Chunk]:
+    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """These chunks in their order; none after `stop` says so."""
         rest, config = iter(numbers), self.task.config
         threads = auto_workers(config.data)

@@ -73,21 +73,13 @@ class ChunkFolder:
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path, self.plan = path, plan
+        self.num_done = 0  # images of finished chunks, those that cannot be read included
+        self.num_unreadable = 0  # of them
         self.num_rows: dict[int, int] = {}
         self.unreadable: dict[int, list[Unreadable]] = {}
         for file in sorted(path.glob(f"*{SUFFIX}")):
             with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError):  # damaged: it is made again
                 self._note(_read(file))
-
-    @property
-    def num_done(self) -> int:
-        """Images of finished chunks, those that cannot be read included."""
-        return sum(len(self.plan.images(number)) for number in self.num_rows)
-
-    @property
-    def num_unreadable(self) -> int:
-        """Images that have no row."""
-        return sum(map(len, self.unreadable.values()))
 
     def missing(self) -> list[int]:
         """The chunks that are to be made."""
@@ -111,6 +103,8 @@ class ChunkFolder:
         for number, bad in list(self.unreadable.items()):
             if any(is_readable(source, image) for image, _ in bad):
                 self._file(number).unlink()
+                self.num_done -= len(self.plan.images(number))
+                self.num_unreadable -= len(bad)
                 del self.num_rows[number], self.unreadable[number]
 
     def write_list(self, path: Path, source: ImageSource) -> None:
@@ -126,6 +120,8 @@ class ChunkFolder:
         shutil.rmtree(self.path)
 
     def _note(self, chunk: Chunk) -> None:
+        self.num_done += len(self.plan.images(chunk.number))
+        self.num_unreadable += len(chunk.unreadable)
         self.num_rows[chunk.number] = len(chunk.images)
         if chunk.unreadable:
             self.unreadable[chunk.number] = chunk.unreadable

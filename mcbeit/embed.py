@@ -1,8 +1,9 @@
 """`mcbeit embed`: a whole source into a file of vectors, in constant memory; killed at any point, it goes on."""
 
+import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -31,7 +32,7 @@ class Crew(Protocol):
 
     spec: EncoderSpec
 
-    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Iterator[Chunk]:
+    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """The chunks of these numbers, in any order; none after `stop` says so."""
         ...
 
@@ -75,7 +76,13 @@ class Output:
             "what": self.task.what,
             "batch_size": self.task.config.batch_size,
             "precision": self.task.config.precision,
+            "chunk_size": self.plan(source, spec).chunk_size,
         }
+
+    def plan(self, source: ImageSource, spec: EncoderSpec) -> Plan:
+        """How the images are cut into chunks."""
+        row_bytes = 4 * math.prod(row_shape(spec, patches=self.task.patches))
+        return make_plan(len(source), row_bytes=row_bytes, batch_size=self.task.config.batch_size)
 
     def check(self, *, resume: bool) -> bool:
         """Whether it is there and complete, and that is fine. Raises EmbeddingError if something is in the way."""
@@ -124,13 +131,14 @@ def _crew(task: Task, source: ImageSource, scale: Scale | None) -> Iterator[Crew
 def _complete(output: Output, source: ImageSource, spec: EncoderSpec) -> Embedded:
     """A file that is there, if it is what would be made. Raises EmbeddingError if not."""
     found = describe(output.path)
-    if (found.spec, found.source, found.what) != (spec, source.summary(), output.task.what):
+    wanted = (spec, source.summary(), output.task.what, output.unreadable)
+    if (found.spec, found.source, found.what, found.unreadable) != wanted:
         raise EmbeddingError(
-            f"'{output.path}' is complete, and holds the {found.what}s of {found.spec.name} for {found.place} by other "
-            "options or of other images; choose another -o, or remove it"
+            f"'{output.path}' is complete, with {found.num_rows} rows of {found.what} by {found.spec.name} of "
+            f"{found.place}, but by other options or of other images than now; choose another -o, or remove it"
         )
     if output.partial.exists():  # it was killed at the very end
-        with open_chunks(output.partial, _plan(output, source, spec), output.job(source, spec), out=output.path) as old:
+        with open_chunks(output.partial, output.plan(source, spec), output.job(source, spec), out=output.path) as old:
             old.remove()
     listed = companion(output.path, ".unreadable.txt")
     return Embedded(found, listed if listed.exists() else None, is_old=True)
@@ -138,7 +146,7 @@ def _complete(output: Output, source: ImageSource, spec: EncoderSpec) -> Embedde
 
 def make(output: Output, source: ImageSource, crew: Crew, stop: StopRequest) -> Embedded:
     """All of `embed` but opening and checking."""
-    plan = _plan(output, source, crew.spec)
+    plan = output.plan(source, crew.spec)
     with (
         open_chunks(output.partial, plan, output.job(source, crew.spec), out=output.path) as chunks,
         stop.listening(),
@@ -150,20 +158,16 @@ def make(output: Output, source: ImageSource, crew: Crew, stop: StopRequest) -> 
     return found
 
 
-def _plan(output: Output, source: ImageSource, spec: EncoderSpec) -> Plan:
-    row_bytes = 4 * int(np.prod(row_shape(spec, patches=output.task.patches)))
-    return make_plan(len(source), row_bytes=row_bytes, batch_size=output.task.config.batch_size)
-
-
 def _embed_missing(output: Output, source: ImageSource, crew: Crew, chunks: ChunkFolder, stop: StopRequest) -> None:
     before, start = chunks.num_done, time.monotonic()
-    with Display("embed", len(source), done=before) as display:
+    made = crew.chunks(chunks.plan, chunks.missing(), stop)
+    with Display("embed", len(source), done=before) as display, closing(made):
         for note in source_notes(source):
             display.note(note)
         if before:
             display.note(f"{before} of {len(source)} images are done already")
         _check_readable(output, source, chunks)
-        for chunk in crew.chunks(chunks.plan, chunks.missing(), stop):
+        for chunk in made:
             chunks.add(chunk)
             if chunk.unreadable:
                 first = chunk.unreadable[0]
@@ -205,7 +209,7 @@ def _assemble(
         raise DataError(f"none of the {len(source)} images can be read, such as '{source.name(0)}'")
     shape = row_shape(spec, patches=output.task.patches)
     description = Description(
-        what="patch features" if output.task.patches else "embedding",
+        what=output.task.what,
         num_rows=readable if output.unreadable == "drop" else len(source),
         row_shape=shape,
         spec=spec,

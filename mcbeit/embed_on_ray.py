@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class RayCrew:
         self.spec = spec
         self._ray, self._actors = ray, actors
 
-    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Iterator[Chunk]:
+    def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """These chunks as they get finished; none after `stop` says so. Raises EmbeddingError if workers die of one."""
         rest = iter(numbers)
         waiting: dict[Any, Any] = {}

@@ -9,7 +9,7 @@ from pydantic import Field
 from mcbeit.config import override, validate
 from mcbeit.data import DataConfig
 from mcbeit.device import PrecisionName
-from mcbeit.embeddings import Unreadables
+from mcbeit.embeddings import Unreadables, What
 from mcbeit.encoder import BATCH_SIZE, FAKE, EncoderConfig, PixelEncoder, load_encoder
 from mcbeit.errors import EmbeddingError
 from mcbeit.sources import ImageSource
@@ -43,7 +43,7 @@ class Task:
     patches: bool = False
 
     @property
-    def what(self) -> str:
+    def what(self) -> What:
         """What a row is."""
         return "patch features" if self.patches else "embedding"
 

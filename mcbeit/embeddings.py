@@ -18,6 +18,7 @@ FORMATS = (".npy", ".parquet", ".csv", ".safetensors")
 METADATA = "mcbeit"  # the key of a description in a file's own metadata
 TENSOR = "embeddings"  # of a safetensors file
 COLUMN = "embedding"  # of a parquet file
+What = Literal["embedding", "patch features"]  # a row is
 Unreadables = Literal["drop", "empty"]  # what becomes of images that cannot be read
 KEYS = ("id", "path", "label")  # of a csv file, before the numbers; the label only where there is one
 
@@ -27,7 +28,7 @@ class Description(Config):
 
     kind: Literal["mcbeit-embeddings"] = "mcbeit-embeddings"
     version: Literal[1] = 1
-    what: Literal["embedding", "patch features"]
+    what: What
     num_rows: int
     row_shape: tuple[int, ...]
     spec: EncoderSpec

@@ -1,5 +1,6 @@
 """`mcbeit whiten`: a whitening, learned from the embeddings of a whole source as they come."""
 
+from contextlib import closing
 from pathlib import Path
 
 from mcbeit.chunk_embedding import LocalCrew
@@ -28,10 +29,11 @@ def whiten(model: str, config: StreamConfig, out: Path, *, dim: int | None = Non
     check_enough(len(source), dim=dim, width=crew.spec.dim)
     plan = make_plan(len(source), row_bytes=4 * crew.spec.dim, batch_size=config.batch_size)
     moments, num_unreadable = Moments(crew.spec.dim), 0
-    with Display("whiten", len(source)) as display:
+    made = crew.chunks(plan, range(plan.num_chunks), stop=lambda: False)
+    with Display("whiten", len(source)) as display, closing(made):
         for note in source_notes(source):
             display.note(note)
-        for chunk in crew.chunks(plan, range(plan.num_chunks), stop=lambda: False):
+        for chunk in made:
             moments.add(chunk.rows)
             num_unreadable += len(chunk.unreadable)
             if num_unreadable > config.data.max_corrupt_fraction * len(source):

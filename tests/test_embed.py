@@ -218,7 +218,7 @@ def test_embed__a_finished_file_is_only_told(photos: Path, tmp_path: Path) -> No
     before = out.read_bytes(), out.stat().st_mtime_ns
     assert ok("fake", photos, "-o", out, BATCHES, "--resume").startswith(f"{out}: complete already, 150 rows")
     assert (out.read_bytes(), out.stat().st_mtime_ns) == before
-    assert "is complete, and holds the embeddings of fake" in refused(
+    assert "is complete, with 150 rows of embedding by fake of" in refused(
         "fake", photos, "-o", out, "image_size=32", "--resume"
     )
 
