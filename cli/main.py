@@ -13,11 +13,13 @@ from mcbeit.errors import McbeitError
 COMMANDS = {
     "data": "mcbeit.cli.data",
     "doctor": "mcbeit.cli.doctor",
+    "embed": "mcbeit.cli.embed",
     "export": "mcbeit.cli.export",
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",
     "weights": "mcbeit.cli.weights",
+    "whiten": "mcbeit.cli.whiten",
 }
 
 

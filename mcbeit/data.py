@@ -244,7 +244,7 @@ class CorruptImages:
         if path.exists():
             listed = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
             known = {name: line for line in listed if (name := line.partition("\t")[0])}
-            self._names = {name for name, index in _find(source, known) if not _is_readable(source, index)}
+            self._names = {name for name, index in _find(source, known) if not is_readable(source, index)}
             text = "".join(f"{line}\n" for name, line in known.items() if name in self._names)
             write_bytes(path, text.encode(errors="surrogateescape"))
         if source.damaged:
@@ -294,7 +294,8 @@ def _find(source: ImageSource, names: Container[str]) -> Iterator[tuple[str, int
             yield name, index
 
 
-def _is_readable(source: ImageSource, index: int) -> bool:
+def is_readable(source: ImageSource, index: int) -> bool:
+    """Whether an image can be read and decoded."""
     try:
         decode_image(source.read(index), source.channels)
     except (ImageError, OSError):

@@ -9,7 +9,7 @@ that vectors of different models never meet. This module does not load torch; wh
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,15 +24,20 @@ from mcbeit.preprocess import Preprocess
 
 BATCH_SIZE = 32  # images that are computed at once, unless the caller has smaller batches
 TIMM = "timm:"
+FAKE = "fake"
 ADDRESS = ("http://", "https://")
 KINDS = (
     "a folder that `mcbeit export` wrote, a run folder, a .safetensors file, a checkpoint of the official code (.pth) "
-    "or timm:NAME"
+    "or timm:NAME; fake is an encoder without a model, to try things out"
 )
+RUNTIME = {  # what may be said of how a kind of model is computed
+    "an exported model": ("threads", "provider"),
+    "a model in torch": ("threads", "device", "precision", "extra_layers"),
+    "the fake encoder": (),
+}
 
-ImageInput = (
-    bytes | str | Path | Image.Image | np.ndarray
-)  # an encoded file, a path, a picture, uint8 [height, width, 3]
+# an encoded file, a path, a picture, or uint8 [height, width, 3]
+ImageInput = bytes | str | Path | Image.Image | np.ndarray
 Pooling = Literal["mean", "cls", "cls+mean", "gem", "head"]  # head: as the head of a model of timm does
 Precision = Literal["fp32", "fp16", "int8"]
 Vectors = Float32[np.ndarray, "image dim"]
@@ -159,10 +164,25 @@ def load_encoder(source: str | Path, config: EncoderConfig | None = None, **runt
     if str(source).startswith(ADDRESS):
         raise EncoderError(f"'{source}' is an address; a model is {KINDS}")
     path = Path(source).expanduser()
+    if str(source) == FAKE:
+        from mcbeit.fake_encoder import FakeEncoder
+
+        _check_runtime("the fake encoder", runtime)
+        return FakeEncoder.of(config)
     if not str(source).startswith(TIMM) and (path / "manifest.json").is_file():
         from mcbeit.onnx_encoder import OnnxEncoder
 
+        _check_runtime("an exported model", runtime)
         return OnnxEncoder(path, config, **runtime)
     from mcbeit.torch_encoder import TorchEncoder
 
+    _check_runtime("a model in torch", runtime)
     return TorchEncoder.load(source, config, **runtime)
+
+
+def _check_runtime(kind: str, runtime: Mapping[str, Any]) -> None:
+    if others := [name for name in runtime if name not in RUNTIME[kind]]:
+        takes = ", ".join(RUNTIME[kind]) or "none"
+        raise EncoderError(
+            f"{kind} is not computed by {', '.join(others)}; options of that sort that it takes: {takes}"
+        )

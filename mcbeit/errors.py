@@ -33,6 +33,10 @@ class EncoderError(McbeitError):
     """A model cannot be used as an encoder, or is asked for vectors that it does not have."""
 
 
+class EmbeddingError(McbeitError):
+    """A file of embeddings cannot be made, gone on with or read."""
+
+
 class ExportError(McbeitError):
     """A model cannot be exported, or what was exported does not give the numbers of the model."""
 

@@ -4,11 +4,14 @@ import hashlib
 
 import numpy as np
 
-from mcbeit.encoder import EncoderSpec, PixelEncoder, Pixels
+from mcbeit.encoder import EncoderConfig, EncoderSpec, PixelEncoder, Pixels
+from mcbeit.errors import EncoderError
 from mcbeit.preprocess import Preprocess
 
 SEED = 0
 PATCH_SIZE = 16
+IMAGE_SIZE = 64  # pixels, unless another is asked for
+CHOICES = ("image_size", "normalize")  # of an EncoderConfig: there are no tokens to choose from
 
 
 class FakeEncoder(PixelEncoder):
@@ -17,7 +20,7 @@ class FakeEncoder(PixelEncoder):
     Deterministic, and images that look alike have similar vectors; good for nothing else.
     """
 
-    def __init__(self, *, dim: int = 64, image_size: int = 64, normalize: bool = True) -> None:
+    def __init__(self, *, dim: int = 64, image_size: int = IMAGE_SIZE, normalize: bool = True) -> None:
         preprocess = Preprocess(image_size=image_size)
         side = image_size // PATCH_SIZE or 1
         rng = np.random.default_rng(SEED)
@@ -37,6 +40,13 @@ class FakeEncoder(PixelEncoder):
             patch_dim=dim,
             preprocess=preprocess,
         )
+
+    @classmethod
+    def of(cls, config: EncoderConfig) -> "FakeEncoder":
+        """The one that `fake` names as a model. Raises EncoderError for choices that need a model."""
+        if others := sorted(config.model_fields_set - set(CHOICES)):
+            raise EncoderError(f"{', '.join(others)}: the fake encoder has no model; it takes {' and '.join(CHOICES)}")
+        return cls(image_size=config.image_size or IMAGE_SIZE, normalize=config.normalize)
 
     def compute(self, pixels: Pixels, *, patches: bool = False) -> np.ndarray:
         """See `PixelEncoder`."""

@@ -12,10 +12,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether this process has been asked to stop, and by which signal."""
+    """Whether this process has been asked to stop, and by which signal; `promise` is what a person is told then."""
 
-    def __init__(self) -> None:
+    def __init__(self, promise: str = "the next step is saved; a second signal does not wait for it") -> None:
         self.signal: int | None = None
+        self._told = f"stopping: {promise}\n".encode()
         self._pid = os.getpid()
 
     def __call__(self) -> bool:
@@ -40,7 +41,7 @@ class StopRequest:
             return
         if self.signal is None:
             self.signal = number
-            os.write(sys.stderr.fileno(), b"stopping: the next step is saved; a second signal does not wait for it\n")
+            os.write(sys.stderr.fileno(), self._told)
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -5,7 +5,6 @@ by the deviation along each. The axes of the least deviation may be left out, wh
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mcbeit.atomic import write_bytes
 from mcbeit.errors import EncoderError
 
 EPSILON = 1e-6  # of the largest variance: what an axis has at least
+NO_VARIANCE = 1e-12  # of the squared length of the mean: what rounding makes of none
 
 
 @dataclass(frozen=True)
@@ -78,29 +78,26 @@ class Moments:
 
     def whitening(self, *, fingerprint: str, dim: int | None = None) -> Whitening:
         """The whitening of what was counted, to `dim` axes. Raises EncoderError if that is too few vectors for them."""
-        width = len(self.sum)
-        dim = dim or width
-        if dim > width:
-            raise EncoderError(f"--dim {dim} is more than the {width} numbers of an embedding")
-        if self.count <= dim:
-            raise EncoderError(
-                f"{self.count} images are too few to whiten {dim} dimensions; take several times more images than "
-                "dimensions, or fewer dimensions (--dim)"
-            )
+        dim = check_enough(self.count, dim=dim, width=len(self.sum))
         mean = self.sum / self.count
         covariance = self.squares / self.count - np.outer(mean, mean)
         variances, axes = np.linalg.eigh(covariance)  # ascending
         variances, axes = variances[::-1][:dim], axes[:, ::-1][:, :dim]
+        if variances[0] <= NO_VARIANCE * (mean @ mean):
+            raise EncoderError(f"the embeddings of {self.count} images are all the same; are the images?")
         axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(dim)] < 0, -1, 1)  # the sign is free
-        matrix = axes / np.sqrt(np.maximum(variances, EPSILON * max(float(variances[0]), np.finfo(np.float64).tiny)))
+        matrix = axes / np.sqrt(np.maximum(variances, EPSILON * variances[0]))
         return Whitening(mean.astype(np.float32), np.ascontiguousarray(matrix, np.float32), fingerprint)
 
 
-def learn_whitening(
-    batches: Iterable[Float32[np.ndarray, "batch width"]], *, fingerprint: str, width: int, dim: int | None = None
-) -> Whitening:
-    """The whitening of embeddings that were not scaled to unit length. Raises EncoderError if they are too few."""
-    moments = Moments(width)
-    for batch in batches:
-        moments.add(batch)
-    return moments.whitening(fingerprint=fingerprint, dim=dim)
+def check_enough(count: int, *, dim: int | None, width: int) -> int:
+    """The number of axes, all by default. Raises EncoderError if there are not so many, or too few vectors for them."""
+    dim = dim or width
+    if dim > width:
+        raise EncoderError(f"--dim {dim} is more than the {width} numbers of an embedding")
+    if count <= dim:
+        raise EncoderError(
+            f"{count} images are too few to whiten {dim} dimensions; take several times more images than dimensions, "
+            "or fewer dimensions (--dim)"
+        )
+    return dim

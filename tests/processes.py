@@ -17,6 +17,7 @@ from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.config import dump
 from mcbeit.tokenizer_training import train_tokenizer
 
+ROOT = Path(__file__).parents[1]
 STEPS, INTERVAL = 120, 15  # of the run, and between its checkpoints; an epoch has 3 steps
 PATIENCE_SECONDS = 300.0
 
@@ -113,3 +114,16 @@ def processes_of_ray() -> dict[int, str]:
 
 def worker_pids() -> list[int]:
     return sorted(pid for pid, title in processes_of_ray().items() if "RayTrainWorker" in title)
+
+
+def begin(*arguments: str, folder: Path | None = None) -> subprocess.Popen[str]:
+    """`mcbeit` with any arguments, one thread per process, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mcbeit.cli.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        cwd=folder,
+        start_new_session=True,
+    )

@@ -23,7 +23,7 @@ ONLY_IN = {
     "ray.serve": {"serve/deployment.py"},
     "pycocotools": {"bench/detection.py"},
     "fsspec": {"mcbeit/sources/remote.py"},
-    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py"},
+    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py", "mcbeit/embedding_parquet.py"},
     "tifffile": {"mcbeit/multichannel.py"},
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }
@@ -180,6 +180,7 @@ def test_violations__links_are_not_walked_twice(tmp_path: Path) -> None:
         ("bench/bad.py", "def late():\n    from pycocotools import mask", "pycocotools only in"),
         ("serve/bad.py", "import faiss", "faiss only in"),
         ("mcbeit/bad.py", "import pyarrow.parquet as pq", "pyarrow only in"),
+        ("mcbeit/embeddings.py", "def late():\n    import pyarrow.parquet as pq", "pyarrow only in"),
         ("bench/bad.py", "def late():\n    import tifffile", "tifffile only in"),
         ("mcbeit/bad.py", "from fsspec.core import url_to_fs", "fsspec only in"),
         ("serve/bad.py", "import torch.nn as nn", "torch is loaded with it"),

@@ -24,6 +24,14 @@ def test_stop_request__the_first_signal_asks_and_the_second_ends(number: signal.
     assert capfd.readouterr().err == "stopping: the next step is saved; a second signal does not wait for it\n"
 
 
+def test_stop_request__says_what_it_promises(capfd) -> None:
+    stop = StopRequest("what is done is kept")
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop()
+    assert capfd.readouterr().err == "stopping: what is done is kept\n"
+
+
 def test_stop_request__leaves_signals_alone_in_other_threads() -> None:
     found = []
 

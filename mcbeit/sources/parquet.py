@@ -7,6 +7,7 @@ price of an image is that of reading its whole group: small groups are good, and
 import hashlib
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ LARGE_GROUP = 4 * 2**20  # bytes; reading as much takes about as long as decodin
 
 _SPLIT_FILE = re.compile(r"(.+)-\d+-of-\d+(-\w+)?\.parquet")
 _SPLIT_FOLDERS = ("train", "test", "validation", "val", "valid", "dev")
+_READING = threading.Lock()  # open files, which sources may share, and caches are for one thread at a time
 
 
 class ParquetSource(Described):
@@ -63,7 +65,9 @@ class ParquetSource(Described):
         """The bytes in the row, or those of the file that it names."""
         group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
         file = int(np.searchsorted(self._file_groups, group, side="right")) - 1
-        found = self._rows(group, file).image(index - int(self._group_starts[group]))
+        with _READING:
+            rows = self._rows(group, file)
+        found = rows.image(index - int(self._group_starts[group]))
         if isinstance(found, bytes):
             return found
         if found is None:

@@ -41,7 +41,7 @@ class ImageSource(Protocol):
         """What a person calls the image: its path."""
 
     def read(self, index: int) -> bytes:
-        """The encoded image; raises OSError if it cannot be read."""
+        """The encoded image; raises OSError if it cannot be read. May be called from many threads."""
 
     def summary(self) -> dict[str, Any]:
         """The number of images, and a hash that is another one if they are, or are called, otherwise; for JSON."""

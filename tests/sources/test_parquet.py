@@ -1,7 +1,9 @@
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -41,6 +43,15 @@ def test_open_parquet__is_every_row_in_order(tmp_path) -> None:
         assert source_notes(source) == []
     order = [29, 0, 10, 9, 17]
     assert [source.read(i) for i in order] == [images[i] for i in order]
+
+
+def test_open_parquet__is_read_by_many_threads(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 0)
+    images = write_split(tmp_path, "train")
+    source = open_source(str(tmp_path))
+    order = np.random.default_rng(0).integers(len(images), size=2000).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.read, order)) == [images[i] for i in order]
 
 
 @pytest.mark.parametrize("options", [{"compression": "none"}, {"compression": "zstd"}, {"use_dictionary": False}])
