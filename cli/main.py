@@ -13,6 +13,7 @@ from mcbeit.errors import McbeitError
 COMMANDS = {
     "data": "mcbeit.cli.data",
     "doctor": "mcbeit.cli.doctor",
+    "index": "mcbeit.cli.index",
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",

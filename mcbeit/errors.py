@@ -35,6 +35,14 @@ class ExportError(McbeitError):
     """A model cannot be exported, or what was exported does not give the numbers of the model."""
 
 
+class VectorIndexError(McbeitError):
+    """An index of embeddings cannot be built or read, or is asked with vectors of another model."""
+
+
+class PictureError(McbeitError):
+    """A picture of features cannot be drawn: of too few images, or of a place outside them."""
+
+
 class Interrupted(Exception):
     """A training has ended early because somebody asked for it, and what it had done is saved."""
 

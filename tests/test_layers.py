@@ -23,7 +23,8 @@ ONLY_IN = {
     "ray.serve": {"serve/deployment.py"},
     "pycocotools": {"bench/detection.py"},
     "fsspec": {"mcbeit/sources/remote.py"},
-    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py"},
+    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py", "mcbeit/index_tables.py"},
+    "lancedb": {"mcbeit/index_tables.py"},
     "tifffile": {"mcbeit/multichannel.py"},
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }
@@ -180,6 +181,9 @@ def test_violations__links_are_not_walked_twice(tmp_path: Path) -> None:
         ("bench/bad.py", "def late():\n    from pycocotools import mask", "pycocotools only in"),
         ("serve/bad.py", "import faiss", "faiss only in"),
         ("mcbeit/bad.py", "import pyarrow.parquet as pq", "pyarrow only in"),
+        ("mcbeit/index_export.py", "import pyarrow as pa", "pyarrow only in"),
+        ("cli/bad.py", "def late():\n    import lancedb", "lancedb only in"),
+        ("mcbeit/index_items.py", "def late():\n    import faiss", "faiss only in"),
         ("bench/bad.py", "def late():\n    import tifffile", "tifffile only in"),
         ("mcbeit/bad.py", "from fsspec.core import url_to_fs", "fsspec only in"),
         ("serve/bad.py", "import torch.nn as nn", "torch is loaded with it"),
@@ -220,7 +224,7 @@ print(json.dumps(loaded))
 def test_help__loads_nothing_heavy() -> None:
     """`import mcbeit`, `mcbeit --help` and the help of every command and subcommand."""
     heavy = ["torch", "torchvision", "timm", "ray", "onnxruntime", "faiss", "matplotlib", "scipy"]
-    heavy += ["pyarrow", "tifffile", "fsspec"]
+    heavy += ["pyarrow", "tifffile", "fsspec", "lancedb"]
     command = [sys.executable, "-c", HELP_OF_ALL, *heavy]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
