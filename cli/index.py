@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from mcbeit.index import Hit
     from mcbeit.index_export import ExportFormat
 
-ASSIGNMENT = re.compile(r"[a-z_]+(\.[a-z_]+)*=.*", re.DOTALL)
 COLUMNS: "tuple[tuple[str, JustifyMethod, OverflowMethod], ...]" = (
     ("rank", "right", "ellipsis"),
     ("score", "right", "ellipsis"),
@@ -52,11 +50,12 @@ def build(words: tuple[str, ...], out: Path, kind: str, force: bool) -> None:
     mcbeit index build timm:tf_efficientnet_lite0 data/emoji/train -o emoji.index data.kind=imagefolder
     mcbeit index build photos.npy -o photos.index --kind hnsw index.links=48
     """
+    from mcbeit.config import split_assignments
     from mcbeit.errors import ConfigError
     from mcbeit.index import build_index
     from mcbeit.index_building import embeddings_of, index_config
 
-    places, assignments = split(words)
+    places, assignments = split_assignments(words)
     if not 1 <= len(places) <= 2:
         raise ConfigError(f"name a file of embeddings, or a model and a source of images; found {' '.join(words)}")
     config, others = index_config([f"index.kind={kind}", *assignments])
@@ -85,10 +84,11 @@ def search(index: Path, words: tuple[str, ...], model: str | None, hits: int, as
     mcbeit index search photos.index *.jpg --model runs/demo -k 3 --json
     mcbeit index search photos.index queries.npy
     """
+    from mcbeit.config import split_assignments
     from mcbeit.index import Index
     from mcbeit.index_building import queries_of
 
-    places, assignments = split(words)
+    places, assignments = split_assignments(words)
     with Index.open(index) as opened:
         queries = queries_of(places, model, assignments, opened)
         found = opened.search(queries.vectors, hits, fingerprint=queries.spec.fingerprint)
@@ -130,12 +130,6 @@ def export(index: Path, out: Path, kind: "ExportFormat | None", table: str, forc
     with Index.open(index) as opened:
         written = export_index(opened, out, kind, table=table, force=force)
         click.echo(f"{out}: {len(opened)} vectors of dim {opened.spec.dim} for {written}")
-
-
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What names something, and `key=value` assignments; a file of such a name is a file."""
-    assignments = [word for word in words if ASSIGNMENT.fullmatch(word) and not Path(word).exists()]
-    return [word for word in words if word not in assignments], assignments
 
 
 def show(queries: Sequence[str], found: "Sequence[Sequence[Hit]]") -> None:

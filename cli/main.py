@@ -17,6 +17,7 @@ COMMANDS = {
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",
+    "viz": "mcbeit.cli.viz",
     "weights": "mcbeit.cli.weights",
 }
 

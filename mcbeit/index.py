@@ -11,7 +11,7 @@ vectors of the same encoder only. This is the only module of the folder that may
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -41,6 +41,7 @@ CHUNK = 8192  # vectors that are in memory at once while they pass through
 SEED = 0  # of the vectors that codes are learned from
 
 Vectors = Float32[np.ndarray, "vector dim"]
+Queries = Float32[np.ndarray, "query dim"]
 Rows = Int64[np.ndarray, "query hit"]
 Scores = Float32[np.ndarray, "query hit"]
 
@@ -105,7 +106,7 @@ class Index:
         self._parameters = _search_parameters(manifest)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False) -> Self:
+    def open(cls, path: str | Path, *, verify: bool = False) -> "Index":
         """Open an index; `verify` reads all of it and compares hashes. Raises VectorIndexError if it is not whole."""
         path = Path(path).expanduser()
         manifest = read_manifest(path)
@@ -128,7 +129,7 @@ class Index:
     def __len__(self) -> int:
         return self.manifest.count
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Index":
         return self
 
     def __exit__(
@@ -153,7 +154,7 @@ class Index:
                 "same options, or build the index anew"
             )
 
-    def search(self, vectors: Vectors, k: int = 10, *, fingerprint: str) -> list[list[Hit]]:
+    def search(self, vectors: Queries, k: int = 10, *, fingerprint: str) -> list[list[Hit]]:
         """The `k` nearest of each vector, the nearest first; fewer if the index, or what it looked into, has fewer.
 
         `fingerprint` is that of the encoder of `vectors`. Raises VectorIndexError if it is not that of the index.
@@ -181,18 +182,18 @@ class Index:
             whole = self._faiss.reconstruct_n(start, end - start) if self._whole is None else self._whole[start:end]
             yield self._items.range(start, end), np.asarray(whole)
 
-    def _nearest(self, vectors: Vectors, k: int) -> tuple[Rows, Scores]:
+    def _nearest(self, queries: Queries, k: int) -> tuple[Rows, Scores]:
         if self._whole is None:
-            scores, rows = self._faiss.search(vectors, k, params=self._parameters)
+            scores, rows = self._faiss.search(queries, k, params=self._parameters)
             return rows, scores
         candidates = min(k * self.manifest.config.rerank, len(self))
-        rows = np.sort(self._faiss.search(vectors, candidates, params=self._parameters)[1])  # the disk reads in order
-        return _rerank(vectors, rows, self._whole, k)
+        rows = np.sort(self._faiss.search(queries, candidates, params=self._parameters)[1])  # the disk reads in order
+        return _rerank(queries, rows, self._whole, k)
 
 
-def _rerank(vectors: Vectors, rows: Rows, whole: Vectors, k: int) -> tuple[Rows, Scores]:
+def _rerank(queries: Queries, rows: Rows, whole: Vectors, k: int) -> tuple[Rows, Scores]:
     """The best `k` of the rows by their exact scores; a row of -1 is none."""
-    scores = np.stack([whole[mine] @ vector for vector, mine in zip(vectors, rows, strict=True)])
+    scores = np.stack([whole[mine] @ query for query, mine in zip(queries, rows, strict=True)])
     scores[rows < 0] = -np.inf
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(rows, best, axis=1), np.take_along_axis(scores, best, axis=1)

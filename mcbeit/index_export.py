@@ -77,7 +77,7 @@ def _write_qdrant(index: Index, file: IO[str], table: str) -> None:
     for item, vector in _rows(index):
         payload = {**_readable(item), "fingerprint": index.spec.fingerprint}
         point = {"id": point_id(item.id), "vector": _numbers(vector), "payload": payload}
-        file.write(json.dumps(point, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
+        file.write(json.dumps(point, allow_nan=False, separators=(",", ":")) + "\n")
 
 
 def _write_pgvector(index: Index, file: IO[str], table: str) -> None:
@@ -92,7 +92,7 @@ def _write_pgvector(index: Index, file: IO[str], table: str) -> None:
     )
     for item, vector in _rows(index):
         known = _readable(item)
-        metadata = None if item.metadata is None else json.dumps(item.metadata, ensure_ascii=False)
+        metadata = None if item.metadata is None else json.dumps(item.metadata)
         cells = [known["id"], f"[{','.join(map(str, _numbers(vector)))}]", known["path"], known["label"], metadata]
         file.write("\t".join(r"\N" if cell is None else cell.translate(ESCAPES) for cell in cells) + "\n")
     file.write("\\.\n")

@@ -35,7 +35,7 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
         nonlocal last
         for row, item in enumerate(items):
             last = item.id
-            metadata = None if item.metadata is None else json.dumps(item.metadata, ensure_ascii=False)
+            metadata = None if item.metadata is None else json.dumps(item.metadata)
             yield row, _encoded(item.id), _encoded(item.path), _encoded(item.label), metadata
 
     try:
