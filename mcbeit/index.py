@@ -187,11 +187,11 @@ class Index:
             scores, rows = self._faiss.search(queries, k, params=self._parameters)
             return rows, scores
         candidates = min(k * self.manifest.config.rerank, len(self))
-        rows = np.sort(self._faiss.search(queries, candidates, params=self._parameters)[1])  # the disk reads in order
+        rows = np.sort(self._faiss.search(queries, candidates, params=self._parameters)[1])  # a disk likes it in order
         return _rerank(queries, rows, self._whole, k)
 
 
-def _rerank(queries: Queries, rows: Rows, whole: Vectors, k: int) -> tuple[Rows, Scores]:
+def _rerank(queries: Queries, rows: Int64[np.ndarray, "query candidate"], whole: Vectors, k: int) -> tuple[Rows, Scores]:
     """The best `k` of the rows by their exact scores; a row of -1 is none."""
     scores = np.stack([whole[mine] @ query for query, mine in zip(queries, rows, strict=True)])
     scores[rows < 0] = -np.inf
