@@ -10,7 +10,7 @@ that vectors of different models never meet. This module does not load torch; wh
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -77,6 +77,7 @@ class EncoderConfig(Config):
     seed: Seed = 0  # of random weights
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What turns images into vectors."""
 

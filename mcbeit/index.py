@@ -34,7 +34,7 @@ from mcbeit.index_folder import (
     staging,
 )
 from mcbeit.index_items import Item, Items, write_items
-from mcbeit.index_kinds import TRAINING_POINTS, IndexConfig, IndexKind
+from mcbeit.index_kinds import POINTS_PER_CODE, IndexConfig, IndexKind
 from mcbeit.progress import Display
 
 CHUNK = 8192  # vectors that are in memory at once while they pass through
@@ -191,7 +191,9 @@ class Index:
         return _rerank(queries, rows, self._whole, k)
 
 
-def _rerank(queries: Queries, rows: Int64[np.ndarray, "query candidate"], whole: Vectors, k: int) -> tuple[Rows, Scores]:
+def _rerank(
+    queries: Queries, rows: Int64[np.ndarray, "query candidate"], whole: Vectors, k: int
+) -> tuple[Rows, Scores]:
     """The best `k` of the rows by their exact scores; a row of -1 is none."""
     scores = np.stack([whole[mine] @ query for query, mine in zip(queries, rows, strict=True)])
     scores[rows < 0] = -np.inf
@@ -233,6 +235,8 @@ def _write_whole_vectors(path: Path, embeddings: Embeddings) -> None:
 
 def _write_faiss(path: Path, embeddings: Embeddings, kind: IndexKind, config: IndexConfig, display: Display) -> None:
     faiss = _import_faiss()
+    if kind == "ivfpq":
+        display.note(f"learning cells and codes from {config.num_training(len(embeddings.ids))} vectors")
     index = _empty(faiss, embeddings, kind, config)
     for chunk in _unit_chunks(embeddings):
         index.add(chunk)
@@ -250,7 +254,8 @@ def _empty(faiss: Any, embeddings: Embeddings, kind: IndexKind, config: IndexCon
         return graph
     lists, size = config.chosen_lists(count), config.chosen_code_bytes(dim)
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, size, 8, faiss.METRIC_INNER_PRODUCT)
-    sample = np.sort(np.random.default_rng(SEED).permutation(count)[: max(TRAINING_POINTS, 64 * lists)])
+    index.pq.cp.max_points_per_centroid = POINTS_PER_CODE
+    sample = np.sort(np.random.default_rng(SEED).permutation(count)[: config.num_training(count)])
     index.train(unit_length(np.asarray(embeddings.vectors[sample], np.float32)))
     return index
 

@@ -14,8 +14,8 @@ MAX_HNSW = 1_000_000  # above it, whole vectors and their links take much memory
 POINTS_PER_CENTROID = 39  # what faiss asks for, to learn a centroid from
 CODES = 256  # a byte per part of a vector
 MIN_IVFPQ = POINTS_PER_CENTROID * CODES
-TRAINING_POINTS = 256 * CODES  # more do not make the codes better
-DIMS_PER_BYTE = 4  # of a vector's code
+POINTS_PER_CODE = 64  # to learn codes from; faiss would take four times as many, and as long
+DIMS_PER_BYTE = 8  # of a vector's code
 
 
 class IndexConfig(Config):
@@ -26,7 +26,7 @@ class IndexConfig(Config):
     build_width: int = Field(200, ge=1)  # hnsw: candidates that are kept while linking
     search_width: int = Field(128, ge=1)  # hnsw: candidates that are kept while searching
     lists: int | None = Field(None, ge=1)  # ivfpq: cells of the space; default: 4 x the root of the count
-    code_bytes: int | None = Field(None, ge=1)  # ivfpq: of a vector, a divisor of its dim; default: about dim / 4
+    code_bytes: int | None = Field(None, ge=1)  # ivfpq: of a vector, a divisor of its dim; default: about dim / 8
     probes: int | None = Field(None, ge=1)  # ivfpq: cells that a query looks into; default: an eighth, at least 8
     rerank: int = Field(10, ge=1)  # ivfpq: candidates per hit whose score is computed from the whole vectors
 
@@ -48,6 +48,10 @@ class IndexConfig(Config):
     def chosen_probes(self, num_lists: int) -> int:
         """The number of cells that a query looks into."""
         return min(num_lists, self.probes or max(8, num_lists // 8))
+
+    def num_training(self, count: int) -> int:
+        """How many vectors cells and codes are learned from."""
+        return min(count, POINTS_PER_CODE * max(CODES, self.chosen_lists(count)))
 
     def chosen_code_bytes(self, dim: int) -> int:
         """Bytes per vector. Raises VectorIndexError if they do not divide the dim."""

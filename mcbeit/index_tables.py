@@ -29,7 +29,11 @@ def write_parquet(index: Index, out: Path) -> None:
 
 
 def write_lancedb(index: Index, out: Path, table: str) -> None:
-    """Write a database, a folder, with one table. Raises VectorIndexError without lancedb."""
+    """Write a database, a folder, with one table.
+
+    Raises VectorIndexError without lancedb, or if `out` is there and is no database.
+    """
+    _check_is_database(out)
     pa = _import_pyarrow()
     try:
         import lancedb
@@ -45,6 +49,15 @@ def write_lancedb(index: Index, out: Path, table: str) -> None:
         if out.exists():
             out.rename(folder / "old")
         built.rename(out)
+
+
+def _check_is_database(out: Path) -> None:
+    """Whatever is replaced is lost, so it has to be of the same kind."""
+    if out.is_file():
+        raise VectorIndexError(f"'{out}' is a file; a LanceDB database is a folder")
+    foreign = sorted(entry.name for entry in out.iterdir() if entry.suffix != ".lance") if out.exists() else []
+    if foreign:
+        raise VectorIndexError(f"'{out}' holds other things than tables of LanceDB, such as '{foreign[0]}'")
 
 
 def _schema(index: Index, pa: Any) -> "pa.Schema":

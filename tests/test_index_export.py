@@ -35,7 +35,7 @@ def folder(embeddings: Embeddings, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def export(folder: Path, out: Path, kind: str | None = None, table: str = "embeddings", force: bool = False) -> Path:
     with Index.open(folder) as index:
-        export_index(index, out, kind, table=table, force=force)  # type: ignore[arg-type]
+        export_index(index, out, kind, table=table, force=force)
     return out
 
 
@@ -152,6 +152,16 @@ def test_export_index__lancedb_reads_it(folder: Path, embeddings: Embeddings, tm
     found = table.search(embeddings.vectors[1]).distance_type("cosine").limit(1).to_list()[0]
     assert (found["id"], found["label"]) == (AWKWARD[1], "odd")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.lancedb"]
+
+
+def test_export_index__only_a_database_is_replaced_by_a_database(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos.lance").mkdir()
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(VectorIndexError, match=r"holds other things than tables of LanceDB, such as 'a\.jpg'"):
+        export(folder, tmp_path, "lancedb", force=True)
+    with pytest.raises(VectorIndexError, match="is a file; a LanceDB database is a folder"):
+        export(folder, tmp_path / "a.jpg", "lancedb", force=True)
+    assert (tmp_path / "a.jpg").exists()
 
 
 def test_export_index__without_lancedb(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,12 @@ def test_chosen_lists__each_can_be_learned(count: int) -> None:
     assert IndexConfig(lists=7).chosen_lists(count) == 7
 
 
+def test_num_training__enough_for_cells_and_codes() -> None:
+    assert IndexConfig().num_training(MIN_IVFPQ) == MIN_IVFPQ
+    assert IndexConfig().num_training(100_000) == 64 * 1265
+    assert IndexConfig(lists=10).num_training(100_000) == 64 * 256
+
+
 def test_chosen_probes__no_more_than_lists() -> None:
     assert IndexConfig().chosen_probes(4) == 4
     assert IndexConfig().chosen_probes(1000) == 125
@@ -40,7 +46,7 @@ def test_chosen_probes__no_more_than_lists() -> None:
 @pytest.mark.parametrize("dim", [1, 2, 7, 64, 384, 768, 1280])
 def test_chosen_code_bytes__divide_the_dim(dim: int) -> None:
     assert dim % IndexConfig().chosen_code_bytes(dim) == 0
-    assert IndexConfig().chosen_code_bytes(768) == 192
+    assert IndexConfig().chosen_code_bytes(768) == 96
 
 
 def test_chosen_code_bytes__that_do_not_divide() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Neighbour(NamedTuple):
     label: str | None = None
 
 
+@runtime_checkable
 class Neighbours(Protocol):
     """Who knows the neighbours of images."""
 

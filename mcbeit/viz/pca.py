@@ -42,8 +42,9 @@ def pca_colours(features: Features, foreground: Foreground = "none") -> PcaColou
     low, high = np.percentile(components, [LOW, HIGH], axis=0)
     colours = np.zeros((len(tokens), NUM_COLOURS), np.float32)
     colours[is_shown] = np.clip((components - low) / np.where(high > low, high - low, 1), 0, 1)
+    red, green, blue = explained.tolist()
     shape = features.shape[:-1]
-    return PcaColours(colours.reshape(*shape, NUM_COLOURS), is_shown.reshape(shape), (*map(float, explained),))  # type: ignore[arg-type]
+    return PcaColours(colours.reshape(*shape, NUM_COLOURS), is_shown.reshape(shape), (red, green, blue))
 
 
 def _project(tokens: Tokens, count: int) -> tuple[Float64[np.ndarray, "patch count"], Float64[np.ndarray, " count"]]:
