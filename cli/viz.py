@@ -137,8 +137,11 @@ def open_model(words: Sequence[str], model: str, limit: int) -> "tuple[PixelEnco
     """The encoder and the images that the words of a command name."""
     from mcbeit.config import split_assignments
     from mcbeit.encoder import encoder_config, load_encoder
-    from mcbeit.viz import find_images
+    from mcbeit.viz import find_images, spread
 
     places, assignments = split_assignments(words)
     encoder = load_encoder(model, encoder_config(assignments))
-    return encoder, find_images(places, limit=limit, channels=encoder.spec.preprocess.channels)
+    found = find_images(places, channels=encoder.spec.preprocess.channels)
+    if len(found) > limit:
+        click.echo(f"drawing {limit} of {len(found)} images, evenly spread; --limit draws more", err=True)
+    return encoder, spread(found, limit)

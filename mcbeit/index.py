@@ -202,7 +202,8 @@ def _rerank(
 
 
 def _hit(item: Item, score: float) -> Hit:
-    return Hit(item.id, score, item.path, item.label, item.metadata)
+    within = max(-1.0, min(1.0, score))  # rounding goes beyond
+    return Hit(item.id, within, item.path, item.label, item.metadata)
 
 
 def _items(

@@ -15,6 +15,7 @@ POINTS_PER_CENTROID = 39  # what faiss asks for, to learn a centroid from
 CODES = 256  # a byte per part of a vector
 MIN_IVFPQ = POINTS_PER_CENTROID * CODES
 POINTS_PER_CODE = 64  # to learn codes from; faiss would take four times as many, and as long
+MIN_CODE_BYTES = 8  # of short vectors, which are cheap anyway
 DIMS_PER_BYTE = 8  # of a vector's code
 
 
@@ -56,7 +57,8 @@ class IndexConfig(Config):
     def chosen_code_bytes(self, dim: int) -> int:
         """Bytes per vector. Raises VectorIndexError if they do not divide the dim."""
         if self.code_bytes is None:
-            return max(size for size in range(1, max(dim // DIMS_PER_BYTE, 1) + 1) if dim % size == 0)
+            most = min(max(dim // DIMS_PER_BYTE, MIN_CODE_BYTES), dim)
+            return max(size for size in range(1, most + 1) if dim % size == 0)
         if dim % self.code_bytes:
             divisors = [size for size in range(1, dim + 1) if dim % size == 0]
             raise VectorIndexError(

@@ -51,6 +51,7 @@ def test_search__finds_the_exact_neighbours(
     ids = [[hit.id for hit in hits] for hits in found]
     assert recall(ids, exact(embeddings, queries, 10)) >= at_least
     assert all(hits == sorted(hits, key=lambda hit: -hit.score) for hits in found)
+    assert all(-1 <= hit.score <= 1 for hits in found for hit in hits)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -46,7 +46,7 @@ def test_chosen_probes__no_more_than_lists() -> None:
 @pytest.mark.parametrize("dim", [1, 2, 7, 64, 384, 768, 1280])
 def test_chosen_code_bytes__divide_the_dim(dim: int) -> None:
     assert dim % IndexConfig().chosen_code_bytes(dim) == 0
-    assert IndexConfig().chosen_code_bytes(768) == 96
+    assert [IndexConfig().chosen_code_bytes(some) for some in (768, 16, 4)] == [96, 8, 4]
 
 
 def test_chosen_code_bytes__that_do_not_divide() -> None:

@@ -15,7 +15,7 @@ from mcbeit.embeddings import Embeddings
 from mcbeit.errors import DataError, ImageError, PictureError, VectorIndexError
 from mcbeit.fake_encoder import FakeEncoder
 from mcbeit.index import Index, build_index
-from mcbeit.viz import draw_neighbours, draw_pca, draw_similarity, find_images
+from mcbeit.viz import draw_neighbours, draw_pca, draw_similarity, find_images, spread
 from mcbeit.viz.neighbours import Among, InIndex
 
 HOSTILE = "<script>alert('x')</script>&.png".replace("/", "_")
@@ -152,23 +152,23 @@ def test_draw__an_image_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_find_images__files_and_folders(paths: list[str], tmp_path: Path) -> None:
     (tmp_path / "images" / "notes.txt").touch()
-    assert find_images([paths[2], str(tmp_path / "images")], limit=10) == [paths[2], *sorted(paths)]
+    assert find_images([paths[2], str(tmp_path / "images")]) == [paths[2], *sorted(paths)]
 
 
-def test_find_images__spread_over_what_there_is(tmp_path: Path) -> None:
-    for number in range(100):
-        (tmp_path / f"{number:02d}.png").touch()
-    found = [Path(path).stem for path in find_images([str(tmp_path)], limit=4)]
-    assert found == ["00", "33", "66", "99"]
+def test_spread__over_what_there_is() -> None:
+    names = [str(number) for number in range(100)]
+    assert spread(names, 4) == ["0", "33", "66", "99"]
+    assert spread(names, 1) == ["0"]
+    assert spread(names[:3], 4) == names[:3]
 
 
 def test_find_images__mistakes(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"there is no image or folder 'none\.png'"):
-        find_images(["none.png"], limit=1)
+        find_images(["none.png"])
     with pytest.raises(PictureError, match="name images"):
-        find_images([], limit=1)
+        find_images([])
     with pytest.raises(DataError, match="there is no image below"):
-        find_images([str(tmp_path)], limit=1)
+        find_images([str(tmp_path)])
 
 
 def run(*arguments: str | Path) -> Result:
@@ -185,6 +185,7 @@ def test_command__each_drawing_prints_its_page(paths: list[str], tmp_path: Path)
         result = run(*arguments, tmp_path / "images", "-o", tmp_path / "out", "--limit", "3")
         assert result.exit_code == 0, result.output
         assert result.stdout == f"{tmp_path}/out/{arguments[0]}.html\n"
+        assert "drawing 3 of 4 images" in result.stderr
         assert "vit_tiny_patch16_224" in (tmp_path / "out" / f"{arguments[0]}.html").read_text(encoding="utf-8")
 
 

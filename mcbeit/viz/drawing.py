@@ -25,7 +25,7 @@ from mcbeit.viz.pictures import (
     sheet,
     write_png,
 )
-from mcbeit.viz.similarity import patch_at, similarity_map
+from mcbeit.viz.similarity import SimilarityMap, patch_at, similarity_map
 
 PAIRS_PER_ROW = 6  # of a sheet of PCA colours: images in one row, their colours in the next
 MINUS = {ord("-"): "\N{MINUS SIGN}"}
@@ -87,21 +87,17 @@ def draw_similarity(
     shown = [show(path, encoder.spec) for path in images]
     features = encoder.patch_features(images)
     grid = (features.shape[1], features.shape[2])
-    rows, groups = [], []
+    groups = []
     for number, place in enumerate(places, start=1):
         found = similarity_map(features, patch_at(place, grid))
-        query = outline(photo_tile(shown[0].pixels), found.patch, grid)
         where = f"patch at {place[0]:g}, {place[1]:g}"
+        query = outline(photo_tile(shown[0].pixels), found.patch, grid)
         pictures = [Picture(query, f"image {shown[0].name}, {where} outlined", where, shown[0].name)]
-        for index, (one, name) in enumerate(zip(shown, _file_names(shown), strict=True)):
-            tile = heat_tile(one.pixels, found.values[index], low=found.low, high=found.high, upsample=upsample)
-            tile = outline(tile, found.patch if index == 0 else found.best[index], grid)
-            best = found.values[index][found.best[index]]
-            write_png(out / "similarity" / f"{number:02d}" / name, tile)
-            note = f"most alike{' elsewhere' * (index == 0)}: {best:.2f}".translate(MINUS)
-            pictures.append(Picture(tile, f"similarity map of {one.name} for the {where}", one.name, note))
-        rows.append([Tile(picture.image, picture.caption) for picture in pictures])
+        for index, name in enumerate(_file_names(shown)):
+            pictures.append(_similarity_picture(shown[index], found, index, upsample, where))
+            write_png(out / "similarity" / f"{number:02d}" / name, pictures[-1].image)
         groups.append(Group(pictures, scale=(found.low, found.high)))
+    rows = [[Tile(picture.image, picture.caption) for picture in group.pictures] for group in groups]
     write_png(out / "similarity.png", sheet(rows))
     explanation = [
         "The cosine of the features of one patch, outlined in the first picture, with those of every patch, of its own "
@@ -111,6 +107,16 @@ def draw_similarity(
     title = "What is like this patch?"
     page = Page("mcbeit viz similarity", title, _count(shown), groups, encoder.spec, explanation, is_wide=True)
     return _write_page(out / "similarity.html", page)
+
+
+def _similarity_picture(one: Shown, found: SimilarityMap, index: int, upsample: Upsample, where: str) -> Picture:
+    """The map of one image; outlined is the patch itself, or in other images the one that is most like it."""
+    values, is_own = found.values[index], index == 0
+    tile = heat_tile(one.pixels, values, low=found.low, high=found.high, upsample=upsample)
+    rows, columns = values.shape
+    tile = outline(tile, found.patch if is_own else found.best[index], (rows, columns))
+    note = f"most alike{' elsewhere' * is_own}: {values[found.best[index]]:.2f}".translate(MINUS)
+    return Picture(tile, f"similarity map of {one.name} for the {where}", one.name, note)
 
 
 def draw_neighbours(encoder: Encoder, images: Sequence[str], out: Path, neighbours: Neighbours) -> Path:

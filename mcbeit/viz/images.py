@@ -28,8 +28,8 @@ class Shown(NamedTuple):
         return os.fsencode(Path(self.path).name).decode(errors="replace")
 
 
-def find_images(places: Sequence[str], *, limit: int, channels: int = 3) -> list[str]:
-    """The files, and those below folders, at most `limit` of them, spread evenly.
+def find_images(places: Sequence[str], *, channels: int = 3) -> list[str]:
+    """The files, and those below folders.
 
     Raises PictureError if a place is not there, DataError for a folder without images.
     """
@@ -45,9 +45,14 @@ def find_images(places: Sequence[str], *, limit: int, channels: int = 3) -> list
             raise PictureError(f"there is no image or folder '{place}'")
     if not found:
         raise PictureError("name images or folders of images to draw")
-    if len(found) <= limit:
-        return found
-    return [found[int(index)] for index in np.linspace(0, len(found) - 1, limit).round()]
+    return found
+
+
+def spread(images: Sequence[str], limit: int) -> list[str]:
+    """At most so many of the images, the first one among them, evenly spread."""
+    if len(images) <= limit:
+        return list(images)
+    return [images[int(index)] for index in np.linspace(0, len(images) - 1, limit).round()]
 
 
 def show(path: str, spec: EncoderSpec) -> Shown:
