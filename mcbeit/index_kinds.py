@@ -10,7 +10,7 @@ from mcbeit.errors import VectorIndexError
 IndexKind = Literal["flat", "hnsw", "ivfpq"]
 
 MAX_FLAT = 50_000  # above it, a graph is faster; docs/index.md has the measurements
-MAX_HNSW = 1_000_000  # above it, whole vectors and their links take much memory
+MAX_HNSW = 200_000  # above it, linking the graph takes too long, and whole vectors too much memory
 POINTS_PER_CENTROID = 39  # what faiss asks for, to learn a centroid from
 CODES = 256  # a byte per part of a vector
 MIN_IVFPQ = POINTS_PER_CENTROID * CODES

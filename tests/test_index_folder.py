@@ -11,7 +11,7 @@ from vectors import make_embeddings
 
 from mcbeit.errors import VectorIndexError
 from mcbeit.index import Index, build_index
-from mcbeit.index_folder import MANIFEST
+from mcbeit.index_folder import MANIFEST, publish, staging
 
 OLD, NEW = make_embeddings(20), make_embeddings(30, seed=1)
 
@@ -47,6 +47,17 @@ def test_publish__who_has_the_old_one_open_goes_on(tmp_path: Path) -> None:
         build_index(NEW, tmp_path / "index", force=True)
         assert index.search(OLD.vectors[3:4], 1, fingerprint=OLD.spec.fingerprint)[0][0].id == "3.png"
         assert len(index) == 20
+
+
+def test_publish__who_comes_second_does_not_replace_the_first_unasked(tmp_path: Path) -> None:
+    other = build_index(NEW, tmp_path / "other")
+    with pytest.raises(VectorIndexError, match="already"), staging(tmp_path / "index", force=False) as data:
+        for file in (tmp_path / "other" / other.folder).iterdir():
+            (data / file.name).write_bytes(file.read_bytes())
+        build_index(OLD, tmp_path / "index")
+        publish(data, tmp_path / "index", other, force=False)
+    assert count_of(tmp_path / "index") == 20
+    assert len(list((tmp_path / "index").iterdir())) == 2
 
 
 # The child ends itself at its n-th system call about files, of those that Python tells of.

@@ -120,6 +120,14 @@ def test_layers() -> None:
     assert {"mcbeit", "mcbeit.config", "mcbeit.serve", "mcbeit.bench", "mcbeit.cli.main"} <= set(sources(ROOT))
 
 
+@pytest.mark.parametrize("module", ["mcbeit.index", "mcbeit.index_export", "mcbeit.viz"])
+def test_layers__what_the_service_may_reuse_loads_no_torch(module: str) -> None:
+    graph: Graph = {name: list(imports(name, path)) for name, path in sources(ROOT).items()}
+    loaded = {name.split(".")[0] for name in loaded_with(module, graph)}
+    assert "numpy" in loaded
+    assert loaded & {"torch", "torchvision", "timm", "ray", "pyarrow", "faiss", "lancedb"} == set()
+
+
 LAWFUL = {
     "mcbeit/__init__.py": "",
     "mcbeit/vit.py": "import torch\nimport timm",

@@ -29,7 +29,6 @@ class Group:
     """Pictures that belong together, in a frame."""
 
     pictures: Sequence[Picture]
-    title: str = ""
     scale: tuple[float, float] | None = None  # what the colours of heat maps begin and end with
 
 
@@ -43,7 +42,6 @@ class Page:
     groups: Sequence[Group]
     spec: EncoderSpec
     explanation: Sequence[str]
-    facts: Sequence[tuple[str, str]] = ()
     is_wide: bool = False  # a group takes the whole width, else groups stand beside each other
 
 
@@ -52,9 +50,8 @@ def render(page: Page) -> str:
     template = files("mcbeit.viz").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["uri"] = _uri
-    facts = [*_facts(page.spec), *page.facts]
     text = environment.from_string(template).render(
-        page=page, facts=facts, version=mcbeit.__version__, scale=heat_scale()
+        page=page, facts=_facts(page.spec), version=mcbeit.__version__, scale=heat_scale()
     )
     return text.encode(errors="replace").decode()
 
