@@ -48,7 +48,8 @@ def measure(vectors: np.ndarray, queries: np.ndarray, kind: str) -> None:
     """Build one kind, ask it, and print a line."""
     exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :K]
     spec = spec_of(vectors.shape[1])
-    embeddings = Embeddings([str(row) for row in range(len(vectors))], vectors, spec)
+    names = [str(row) for row in range(len(vectors))]
+    embeddings = Embeddings(names, names, vectors, spec)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         build_index(embeddings, Path(folder, "index"), config=IndexConfig(kind=kind))

@@ -8,7 +8,7 @@ Similarity is the cosine: all vectors are scaled to unit length. An index holds 
 vectors of the same encoder only. This is the only module of the folder that may import faiss, and does so when used.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -35,12 +35,9 @@ from mcbeit.index_folder import (
 )
 from mcbeit.index_items import Item, Items, write_items
 from mcbeit.index_kinds import POINTS_PER_CODE, IndexConfig, IndexKind
+from mcbeit.index_rows import CHUNK, IndexRows, Vectors
 from mcbeit.progress import Display
 
-CHUNK = 8192  # vectors that are in memory at once while they pass through
-SEED = 0  # of the vectors that codes are learned from
-
-Vectors = Float32[np.ndarray, "vector dim"]
 Queries = Float32[np.ndarray, "query dim"]
 Rows = Int64[np.ndarray, "query hit"]
 Scores = Float32[np.ndarray, "query hit"]
@@ -67,22 +64,25 @@ def build_index(
 ) -> IndexManifest:
     """Build an index and write it to the folder `out`.
 
-    `paths` say where the images are; by default an id is its path, as in embeddings of a source. With `force` an index
+    `paths` say where the images are, if not where the embeddings say. Rows of nan are left out. With `force` an index
     that is there is replaced. Raises VectorIndexError for no vectors, vectors that are not finite, ids that are there
     twice, or a folder that holds something else.
     """
-    config, count, out = config or IndexConfig(), len(embeddings.ids), Path(out).expanduser()
-    if not count:
+    config, out = config or IndexConfig(), Path(out).expanduser()
+    rows = IndexRows(embeddings, paths, metadata)
+    if not len(rows):
         raise VectorIndexError("there are no embeddings to build an index of")
-    kind = config.chosen_kind(count)
-    with staging(out, force=force) as data, Display("index", count) as display:
-        write_items(data / ITEMS, _items(embeddings, paths or embeddings.ids, metadata or [None] * count))
+    kind = config.chosen_kind(len(rows))
+    with staging(out, force=force) as data, Display("index", len(rows)) as display:
+        if rows.num_left_out:
+            display.note(f"{rows.num_left_out} rows of images that could not be read are left out")
+        write_items(data / ITEMS, rows.items())
         if kind == "ivfpq":
-            _write_whole_vectors(data / WHOLE_VECTORS, embeddings)
-        _write_faiss(data / VECTORS, embeddings, kind, config, display)
+            _write_whole_vectors(data / WHOLE_VECTORS, rows)
+        _write_faiss(data / VECTORS, rows, kind, config, display)
         manifest = IndexManifest(
             kind=kind,
-            count=count,
+            count=len(rows),
             encoder=embeddings.spec,
             config=config,
             folder=new_folder_name(),
@@ -206,47 +206,29 @@ def _hit(item: Item, score: float) -> Hit:
     return Hit(item.id, within, item.path, item.label, item.metadata)
 
 
-def _items(
-    embeddings: Embeddings, paths: Sequence[str | None], metadata: Sequence[Mapping[str, Any] | None]
-) -> Iterable[Item]:
-    labels: Sequence[str | None] = embeddings.labels or [None] * len(embeddings.ids)
-    return (Item(*known) for known in zip(embeddings.ids, paths, labels, metadata, strict=True))
-
-
-def _unit_chunks(embeddings: Embeddings) -> Iterator[Vectors]:
-    """All vectors of unit length, in pieces. Raises VectorIndexError if one is not finite."""
-    for start in range(0, len(embeddings.ids), CHUNK):
-        chunk = np.asarray(embeddings.vectors[start : start + CHUNK], np.float32)
-        is_finite = np.isfinite(chunk).all(axis=1)
-        if not is_finite.all():
-            bad = embeddings.ids[start + int(np.argmin(is_finite))]
-            raise VectorIndexError(f"the vector of '{bad}' holds numbers that are not finite; embed it again")
-        yield unit_length(chunk)
-
-
-def _write_whole_vectors(path: Path, embeddings: Embeddings) -> None:
-    shape = (len(embeddings.ids), embeddings.spec.dim)
+def _write_whole_vectors(path: Path, rows: IndexRows) -> None:
+    shape = (len(rows), rows.embeddings.spec.dim)
     file = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     done = 0
-    for chunk in _unit_chunks(embeddings):
+    for chunk in rows.chunks():
         file[done : done + len(chunk)] = chunk
         done += len(chunk)
     file.flush()
 
 
-def _write_faiss(path: Path, embeddings: Embeddings, kind: IndexKind, config: IndexConfig, display: Display) -> None:
+def _write_faiss(path: Path, rows: IndexRows, kind: IndexKind, config: IndexConfig, display: Display) -> None:
     faiss = _import_faiss()
     if kind == "ivfpq":
-        display.note(f"learning cells and codes from {config.num_training(len(embeddings.ids))} vectors")
-    index = _empty(faiss, embeddings, kind, config)
-    for chunk in _unit_chunks(embeddings):
+        display.note(f"learning cells and codes from {config.num_training(len(rows))} vectors")
+    index = _empty(faiss, rows, kind, config)
+    for chunk in rows.chunks():
         index.add(chunk)
         display.update(display.done + len(chunk), kind)
     faiss.write_index(index, str(path))
 
 
-def _empty(faiss: Any, embeddings: Embeddings, kind: IndexKind, config: IndexConfig) -> Any:
-    count, dim = len(embeddings.ids), embeddings.spec.dim
+def _empty(faiss: Any, rows: IndexRows, kind: IndexKind, config: IndexConfig) -> Any:
+    count, dim = len(rows), rows.embeddings.spec.dim
     if kind == "flat":
         return faiss.IndexFlatIP(dim)
     if kind == "hnsw":
@@ -256,8 +238,7 @@ def _empty(faiss: Any, embeddings: Embeddings, kind: IndexKind, config: IndexCon
     lists, size = config.chosen_lists(count), config.chosen_code_bytes(dim)
     index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, size, 8, faiss.METRIC_INNER_PRODUCT)
     index.pq.cp.max_points_per_centroid = POINTS_PER_CODE
-    sample = np.sort(np.random.default_rng(SEED).permutation(count)[: config.num_training(count)])
-    index.train(unit_length(np.asarray(embeddings.vectors[sample], np.float32)))
+    index.train(rows.sample(config.num_training(count)))
     return index
 
 

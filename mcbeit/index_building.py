@@ -47,7 +47,7 @@ def queries_of(places: Sequence[str], model: str | None, assignments: Sequence[s
     if model is not None:
         encoder = load_encoder(model, encoder_config(assignments))
         index.check_encoder(encoder.spec)
-        return Embeddings(list(places), encoder.embed(places), encoder.spec)
+        return Embeddings(list(places), list(places), encoder.embed(places), encoder.spec)
     _refuse(assignments, "without --model queries are files of embeddings")
     parts = [load_embeddings(place) for place in places]
     for part in parts:
@@ -57,7 +57,8 @@ def queries_of(places: Sequence[str], model: str | None, assignments: Sequence[s
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     ids = [identity for part in parts for identity in part.ids]
-    return Embeddings(ids, np.concatenate([part.vectors for part in parts]), parts[0].spec)
+    paths = [path for part in parts for path in part.paths]
+    return Embeddings(ids, paths, np.concatenate([part.vectors for part in parts]), parts[0].spec)
 
 
 def _refuse(assignments: Sequence[str], why: str) -> None:

@@ -20,7 +20,7 @@ def embed_source(encoder: PixelEncoder, config: DataConfig) -> tuple[Embeddings,
     """
     source = config.open()
     names: list[str] = []
-    labels: list[str] = []
+    labels: list[int] = []
     found: list[np.ndarray] = []
     unread: list[str] = []
     waiting: list[np.ndarray] = []
@@ -31,7 +31,7 @@ def embed_source(encoder: PixelEncoder, config: DataConfig) -> tuple[Embeddings,
             continue
         names.append(source.name(index))
         if source.labels is not None:
-            labels.append(source.classes[source.labels[index]])
+            labels.append(int(source.labels[index]))
         waiting.append(seen)
         if len(waiting) == BATCH_SIZE:
             found.append(encoder.embed_pixels(np.stack(waiting)))
@@ -44,7 +44,9 @@ def embed_source(encoder: PixelEncoder, config: DataConfig) -> tuple[Embeddings,
             f"data.max_corrupt_fraction={config.max_corrupt_fraction:g} allows; the first is {unread[0]}"
         )
     vectors = np.concatenate(found) if found else np.zeros((0, encoder.spec.dim), np.float32)
-    return Embeddings(names, vectors, encoder.spec, None if source.labels is None else labels), unread
+    if source.labels is None:
+        return Embeddings(names, names, vectors, encoder.spec), unread
+    return Embeddings(names, names, vectors, encoder.spec, np.array(labels, np.int64), source.classes), unread
 
 
 def look_at_pixels(source: ImageSource, index: int, *, preprocess: Preprocess) -> np.ndarray | str:

@@ -14,7 +14,9 @@ def test_load_embeddings__gives_back_what_was_saved(tmp_path: Path) -> None:
     saved = make_embeddings(5)
     save_embeddings(saved, tmp_path / "a.npy")
     found = load_embeddings(tmp_path / "a.npy")
-    assert (found.ids, found.labels, found.spec) == (saved.ids, saved.labels, saved.spec)
+    assert (found.ids, found.paths, found.classes) == (saved.ids, saved.paths, saved.classes)
+    assert found.spec == saved.spec
+    np.testing.assert_array_equal(found.labels, saved.labels)
     np.testing.assert_array_equal(found.vectors, saved.vectors)
     assert isinstance(found.vectors, np.memmap)
 
@@ -26,7 +28,7 @@ def test_load_embeddings__missing(tmp_path: Path) -> None:
 
 def test_load_embeddings__other_files(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b"no array")
-    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.npy.json").write_text("{}")
     with pytest.raises(EncoderError, match="holds no embeddings"):
         load_embeddings(tmp_path / "a.npy")
 
@@ -34,5 +36,5 @@ def test_load_embeddings__other_files(tmp_path: Path) -> None:
 def test_load_embeddings__another_number_of_vectors(tmp_path: Path) -> None:
     save_embeddings(make_embeddings(5), tmp_path / "a.npy")
     np.save(tmp_path / "a.npy", make_embeddings(4).vectors)
-    with pytest.raises(EncoderError, match=r"\[4, 16\] for 5 ids"):
+    with pytest.raises(EncoderError, match=r"\[4, 16\] for 5 ids, dim 16"):
         load_embeddings(tmp_path / "a.npy")

@@ -105,7 +105,7 @@ def test_search__of_images(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", {f"{seed}.png": encode(photo(seed=seed)) for seed in range(4)})
     encoder = FakeEncoder()
     names = [str(path) for path in paths]
-    build_index(Embeddings(names, encoder.embed(paths), encoder.spec), tmp_path / "index")
+    build_index(Embeddings(names, names, encoder.embed(paths), encoder.spec), tmp_path / "index")
     with Index.open(tmp_path / "index") as index:
         hits = index.search(encoder.embed(paths[2:3]), 2, fingerprint=encoder.spec.fingerprint)[0]
     assert hits[0].path == names[2]
@@ -179,6 +179,35 @@ def test_build_index__numbers_that_are_not_finite(tmp_path: Path) -> None:
     with pytest.raises(VectorIndexError, match=r"the vector of '8500.png' holds numbers that are not finite"):
         build_index(bad, tmp_path / "index")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_build_index__images_that_could_not_be_read_are_left_out(tmp_path: Path) -> None:
+    """Embeddings may keep a row of nan for each; the others keep what is known of them."""
+    some = make_embeddings(9000)
+    some.vectors[[0, 8300]] = np.nan
+    assert build_index(some, tmp_path / "index").count == 8998
+    with Index.open(tmp_path / "index") as index:
+        ids = [item.id for items, _ in index.contents() for item in items]
+        hit = index.search(some.vectors[8301:8302], 1, fingerprint=some.spec.fingerprint)[0][0]
+    assert ids == [name for name in some.ids if name not in ("0.png", "8300.png")]
+    assert (hit.id, hit.label) == ("8301.png", "odd")
+
+
+def test_build_index__nothing_that_could_be_read(tmp_path: Path) -> None:
+    with pytest.raises(VectorIndexError, match="no embeddings"):
+        build_index(replace(make_embeddings(2), vectors=np.full((2, 16), np.nan, np.float32)), tmp_path / "index")
+
+
+def test_build_index__labels_without_names_are_numbers(tmp_path: Path) -> None:
+    some = replace(make_embeddings(3), classes=None)
+    build_index(some, tmp_path / "index")
+    with Index.open(tmp_path / "index") as index:
+        assert index.search(some.vectors[1:2], 1, fingerprint=some.spec.fingerprint)[0][0].label == "1"
+
+
+def test_build_index__paths_of_another_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="an entry per vector"):
+        build_index(make_embeddings(3), tmp_path / "index", paths=["a"])
 
 
 def test_build_index__the_same_id_twice(tmp_path: Path) -> None:

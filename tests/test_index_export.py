@@ -48,7 +48,7 @@ def test_export_index__parquet(folder: Path, embeddings: Embeddings, tmp_path: P
     assert table.column_names == ["id", "vector", "path", "label", "metadata"]
     assert table["id"].to_pylist() == [readable(identity) for identity in AWKWARD]
     assert table["path"].to_pylist()[4:] == ["d", None]
-    assert table["label"].to_pylist() == embeddings.labels
+    assert table["label"].to_pylist() == ["even", "odd"] * 3
     assert [None if text is None else json.loads(text) for text in table["metadata"].to_pylist()] == METADATA
     np.testing.assert_allclose(np.array(table["vector"].to_pylist(), np.float32), embeddings.vectors, atol=1e-7)
     assert str(table.schema.field("vector").type).startswith("fixed_size_list<")

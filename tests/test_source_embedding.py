@@ -23,7 +23,8 @@ def test_embed_source__the_vectors_of_the_files(shapes: Path) -> None:
     assert unread == []
     assert len(found.ids) == 24
     np.testing.assert_array_equal(found.vectors, encoder.embed(found.ids))
-    assert found.labels == [Path(name).parent.name for name in found.ids]
+    assert found.paths == found.ids
+    assert [found.classes[label] for label in found.labels] == [Path(name).parent.name for name in found.ids]
     assert found.spec == encoder.spec
 
 

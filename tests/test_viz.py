@@ -110,7 +110,7 @@ def test_draw_neighbours__among_the_images(paths: list[str], tmp_path: Path) -> 
 def test_draw_neighbours__in_an_index(paths: list[str], tmp_path: Path) -> None:
     encoder = FakeEncoder()
     labels = ["zero-zero", "one", "two", "three"]
-    build_index(Embeddings(paths, encoder.embed(paths), encoder.spec, labels), tmp_path / "index")
+    build_index(Embeddings(paths, paths, encoder.embed(paths), encoder.spec, np.arange(4), labels), tmp_path / "index")
     with Index.open(tmp_path / "index") as index:
         found = InIndex(index, 3).of(encoder, paths[1:2])[0]
         assert paths[1] not in {near.path for near in found}
@@ -125,7 +125,7 @@ def test_draw_neighbours__images_that_are_no_files_here(paths: list[str], tmp_pa
     """Those of tar shards, for example, or of another machine."""
     encoder = FakeEncoder()
     names = [f"shard.tar/{number}.png" for number in range(4)]
-    build_index(Embeddings(names, encoder.embed(paths), encoder.spec), tmp_path / "index")
+    build_index(Embeddings(names, names, encoder.embed(paths), encoder.spec), tmp_path / "index")
     with Index.open(tmp_path / "index") as index:
         page = draw_neighbours(encoder, paths[:1], tmp_path / "out", InIndex(index, 2))
     assert "0.png" in check_page(page, images=3)
@@ -133,7 +133,7 @@ def test_draw_neighbours__images_that_are_no_files_here(paths: list[str], tmp_pa
 
 def test_draw_neighbours__an_index_of_another_model(paths: list[str], tmp_path: Path) -> None:
     encoder = FakeEncoder()
-    build_index(Embeddings(paths, encoder.embed(paths), encoder.spec), tmp_path / "index")
+    build_index(Embeddings(paths, paths, encoder.embed(paths), encoder.spec), tmp_path / "index")
     with Index.open(tmp_path / "index") as index, pytest.raises(VectorIndexError, match="cannot be compared"):
         draw_neighbours(FakeEncoder(image_size=32), paths, tmp_path / "out", InIndex(index, 2))
 

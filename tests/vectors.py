@@ -17,6 +17,6 @@ def clustered(count: int, dim: int = 16, *, seed: int = 0) -> np.ndarray:
 
 def make_embeddings(count: int, dim: int = 16, *, seed: int = 0) -> Embeddings:
     """Vectors with ids `0.png`, `1.png` and so on, and labels `even` and `odd`."""
-    labels = [("even", "odd")[number % 2] for number in range(count)]
+    labels = np.arange(count, dtype=np.int64) % 2
     ids = [f"{number}.png" for number in range(count)]
-    return Embeddings(ids, clustered(count, dim, seed=seed), FakeEncoder(dim=dim).spec, labels)
+    return Embeddings(ids, ids, clustered(count, dim, seed=seed), FakeEncoder(dim=dim).spec, labels, ["even", "odd"])
