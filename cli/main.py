@@ -15,9 +15,11 @@ COMMANDS = {
     "doctor": "mcbeit.cli.doctor",
     "embed": "mcbeit.cli.embed",
     "export": "mcbeit.cli.export",
+    "index": "mcbeit.cli.index",
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
     "train": "mcbeit.cli.train",
+    "viz": "mcbeit.cli.viz",
     "weights": "mcbeit.cli.weights",
     "whiten": "mcbeit.cli.whiten",
 }

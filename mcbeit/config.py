@@ -3,6 +3,7 @@
 import datetime
 import difflib
 import os
+import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -13,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from mcbeit.errors import ConfigError
 
+ASSIGNMENT = re.compile(r"[a-z_]+(\.[a-z_]+)*=.*", re.DOTALL)
 PRESETS = Path(__file__).parent / "presets"
 Values = dict[str, Any]
 UserPath = Annotated[str, AfterValidator(os.path.expanduser)]  # `~` is the home folder
@@ -83,6 +85,12 @@ def override(values: Values, assignments: Iterable[str]) -> Values:
             section = section[name]
         section[leaf] = value
     return result
+
+
+def split_assignments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the words of a command into names and `key=value` assignments; a file of such a name is a file."""
+    assignments = [word for word in words if ASSIGNMENT.fullmatch(word) and not Path(word).exists()]
+    return [word for word in words if word not in assignments], assignments
 
 
 def validate(config_class: type[C], values: Values, *, origin: str = "config") -> C:

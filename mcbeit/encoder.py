@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -83,6 +83,7 @@ class EncoderConfig(Config):
     seed: Seed = 0  # of random weights
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What turns images into vectors."""
 

@@ -49,6 +49,14 @@ class ParityError(ExportError):
         self.graph = graph
 
 
+class VectorIndexError(McbeitError):
+    """An index of embeddings cannot be built or read, or is asked with vectors of another model."""
+
+
+class PictureError(McbeitError):
+    """A picture of features cannot be drawn: of too few images, or of a place outside them."""
+
+
 class Interrupted(Exception):
     """A training has ended early because somebody asked for it, and what it had done is saved."""
 

@@ -8,7 +8,17 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mcbeit import config
-from mcbeit.config import Config, dotted_keys, dump, load, override, preset_names, read_values, validate
+from mcbeit.config import (
+    Config,
+    dotted_keys,
+    dump,
+    load,
+    override,
+    preset_names,
+    read_values,
+    split_assignments,
+    validate,
+)
 from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError
 from mcbeit.pretrain_setup import PretrainConfig
@@ -297,3 +307,12 @@ def test_override__a_date_that_does_not_exist_is_one_error() -> None:
 def test_user_path__is_below_the_home_folder(monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert validate(PretrainConfig, {"run": "~/runs/x"}).run == "/home/me/runs/x"
+
+
+def test_split_assignments__names_and_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.jpg").touch()
+    words = ["x.jpg", "pooling=cls", "data.kind=list", "a=b.jpg", "c=d.jpg", "http://host/a?b=c", "index.links="]
+    names, assignments = split_assignments(words)
+    assert names == ["x.jpg", "a=b.jpg", "http://host/a?b=c"]
+    assert assignments == ["pooling=cls", "data.kind=list", "c=d.jpg", "index.links="]

@@ -23,7 +23,13 @@ ONLY_IN = {
     "ray.serve": {"serve/deployment.py"},
     "pycocotools": {"bench/detection.py"},
     "fsspec": {"mcbeit/sources/remote.py"},
-    "pyarrow": {"mcbeit/sources/parquet_table.py", "mcbeit/storage.py", "mcbeit/embedding_parquet.py"},
+    "pyarrow": {
+        "mcbeit/sources/parquet_table.py",
+        "mcbeit/storage.py",
+        "mcbeit/embedding_parquet.py",
+        "mcbeit/index_tables.py",
+    },
+    "lancedb": {"mcbeit/index_tables.py"},
     "tifffile": {"mcbeit/multichannel.py"},
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }
@@ -119,6 +125,14 @@ def test_layers() -> None:
     assert {"mcbeit", "mcbeit.config", "mcbeit.serve", "mcbeit.bench", "mcbeit.cli.main"} <= set(sources(ROOT))
 
 
+@pytest.mark.parametrize("module", ["mcbeit.index", "mcbeit.index_export", "mcbeit.viz"])
+def test_layers__what_the_service_may_reuse_loads_no_torch(module: str) -> None:
+    graph: Graph = {name: list(imports(name, path)) for name, path in sources(ROOT).items()}
+    loaded = {name.split(".")[0] for name in loaded_with(module, graph)}
+    assert "numpy" in loaded
+    assert loaded & {"torch", "torchvision", "timm", "ray", "pyarrow", "faiss", "lancedb"} == set()
+
+
 LAWFUL = {
     "mcbeit/__init__.py": "",
     "mcbeit/vit.py": "import torch\nimport timm",
@@ -181,6 +195,9 @@ def test_violations__links_are_not_walked_twice(tmp_path: Path) -> None:
         ("serve/bad.py", "import faiss", "faiss only in"),
         ("mcbeit/bad.py", "import pyarrow.parquet as pq", "pyarrow only in"),
         ("mcbeit/embeddings.py", "def late():\n    import pyarrow.parquet as pq", "pyarrow only in"),
+        ("mcbeit/index_export.py", "import pyarrow as pa", "pyarrow only in"),
+        ("cli/bad.py", "def late():\n    import lancedb", "lancedb only in"),
+        ("mcbeit/index_items.py", "def late():\n    import faiss", "faiss only in"),
         ("bench/bad.py", "def late():\n    import tifffile", "tifffile only in"),
         ("mcbeit/bad.py", "from fsspec.core import url_to_fs", "fsspec only in"),
         ("serve/bad.py", "import torch.nn as nn", "torch is loaded with it"),
@@ -221,7 +238,7 @@ print(json.dumps(loaded))
 def test_help__loads_nothing_heavy() -> None:
     """`import mcbeit`, `mcbeit --help` and the help of every command and subcommand."""
     heavy = ["torch", "torchvision", "timm", "ray", "onnxruntime", "faiss", "matplotlib", "scipy"]
-    heavy += ["pyarrow", "tifffile", "fsspec"]
+    heavy += ["pyarrow", "tifffile", "fsspec", "lancedb"]
     command = [sys.executable, "-c", HELP_OF_ALL, *heavy]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
