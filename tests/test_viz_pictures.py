@@ -53,6 +53,12 @@ def test_colour_tile__what_is_not_shown_is_transparent() -> None:
     assert tile.getpixel((0, 0))[3] == 255
 
 
+def test_colour_tile__what_is_not_shown_does_not_darken_the_rest() -> None:
+    colours = np.array([[[1, 1, 1], [0, 0, 0]]], np.float32)
+    tile = np.asarray(colour_tile(colours, np.array([[True, False]]), "bilinear"))
+    assert tile[..., :3][tile[..., 3] > 16].min() > 230
+
+
 def test_heat_tile__high_is_bright() -> None:
     pixels = np.full((20, 20, 3), 128, np.uint8)
     tile = heat_tile(pixels, np.array([[0.1, 0.9]], np.float32), low=0.1, high=0.9, upsample="nearest").convert("L")
@@ -67,8 +73,8 @@ def test_heat_tile__a_flat_map_is_drawn() -> None:
 def test_outline__marks_one_patch_and_leaves_the_tile() -> None:
     tile = photo_tile(np.zeros((8, 8, 3), np.uint8))
     marked = outline(tile, Patch(1, 2), (4, 4))
-    assert marked.getpixel((TILE // 2, TILE // 4)) == CHOSEN
-    assert marked.getpixel((TILE // 8, TILE // 8)) == (0, 0, 0)
+    assert marked.getpixel((TILE // 2 - 2, TILE // 4 - 2)) == CHOSEN
+    assert np.asarray(marked)[TILE // 4 : TILE // 2, TILE // 2 : 3 * TILE // 4].max() == 0  # the patch is left free
     assert tile.getextrema() == ((0, 0), (0, 0), (0, 0))
 
 

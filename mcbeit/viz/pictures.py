@@ -41,10 +41,9 @@ def colour_tile(
     colours: Float32[np.ndarray, "row column 3"], is_shown: Bool[np.ndarray, "row column"], upsample: Upsample
 ) -> Image.Image:
     """A map of colours in [0, 1], enlarged; what is not shown is transparent."""
-    values = np.rint(255 * colours).astype(np.uint8)
-    enlarged = _enlarge(Image.fromarray(values), upsample)
-    enlarged.putalpha(_enlarge(Image.fromarray(is_shown.astype(np.uint8) * 255), upsample))
-    return enlarged
+    small = Image.fromarray(np.rint(255 * colours).astype(np.uint8))
+    small.putalpha(Image.fromarray(is_shown.astype(np.uint8) * 255))
+    return _enlarge(small, upsample)  # with its alpha, so that the colour of what is not shown does not bleed
 
 
 def heat_tile(
@@ -63,14 +62,15 @@ def heat_tile(
 
 
 def outline(tile: Image.Image, patch: Patch, grid: tuple[int, int], *, width: int = 3) -> Image.Image:
-    """The tile with one patch outlined; dark lines on both sides keep it visible on any ground."""
+    """The tile with a frame around one patch; dark lines on both sides keep it visible on any ground."""
     drawn = tile.copy()
-    draw = ImageDraw.Draw(drawn)
     height, breadth = tile.height / grid[0], tile.width / grid[1]
     left, top = patch.column * breadth, patch.row * height
-    box = (left, top, min(left + breadth, tile.width - 1), min(top + height, tile.height - 1))
-    draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(0, 0, 0), width=width + 2)
-    draw.rectangle(box, outline=CHOSEN, width=width)
+    draw = ImageDraw.Draw(drawn)
+    for colour, outside, thickness in (((0, 0, 0), width + 2, width + 2), (CHOSEN, width + 1, width)):
+        box = (left - outside, top - outside, left + breadth - 1 + outside, top + height - 1 + outside)
+        inside = (max(box[0], 0), max(box[1], 0), min(box[2], tile.width - 1), min(box[3], tile.height - 1))
+        draw.rectangle(inside, outline=colour, width=thickness)
     return drawn
 
 
