@@ -37,10 +37,18 @@ format: $(READY) ## format the code, mend what ruff can mend
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-demo: $(READY) ## train on Fashion-MNIST and report; run it again to go on where it stopped
+demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search; run it again to go on where it stopped
 	@$(IN_TMP) $(BIN)/mcbeit data prepare fashion-mnist data/fashion-mnist \
 		&& $(BIN)/mcbeit train demo --resume \
-		&& $(BIN)/mcbeit report runs/demo --demand
+		&& $(BIN)/mcbeit report runs/demo --demand \
+		&& for precision in fp32 fp16 int8; do \
+			$(BIN)/mcbeit export runs/demo -o runs/demo/$$precision precision=$$precision --force || exit 1; done \
+		&& $(BIN)/mcbeit embed runs/demo/fp32 data/fashion-mnist/val -o runs/demo/val.npy --resume data.kind=imagefolder \
+		&& $(BIN)/mcbeit index build runs/demo/val.npy -o runs/demo/index --force \
+		&& query=$$(ls data/fashion-mnist/val/*/* | head -1) \
+		&& $(BIN)/mcbeit index search runs/demo/index "$$query" --model runs/demo/fp32 -k 5 \
+		&& $(BIN)/mcbeit viz neighbours $$(ls -d data/fashion-mnist/val/* | while read class; do ls "$$class"/* | head -1; done) \
+			--model runs/demo/fp32 --index runs/demo/index -o runs/demo/pictures
 
 clean: ## remove .venv, caches and builds; data/ and runs/ stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
