@@ -34,8 +34,8 @@ ONLY_IN = {
     "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
 }
 NOT_LOADED_WITH = {  # not by the module itself, nor by anything that it loads
-    "mcbeit": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile"},
-    "mcbeit.cli": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile"},
+    "mcbeit": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile", "onnx", "onnxruntime", "faiss"},
+    "mcbeit.cli": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile", "onnx", "onnxruntime", "faiss"},
     "mcbeit.serve": {"torch", "torchvision", "timm"},
 }
 
