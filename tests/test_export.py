@@ -21,6 +21,7 @@ from mcbeit import parity
 from mcbeit.checkpoint import Checkpoint, CheckpointFolder
 from mcbeit.cli.main import cli
 from mcbeit.config import validate
+from mcbeit.embeddings import load_embeddings
 from mcbeit.encoder import EncoderConfig, load_encoder
 from mcbeit.errors import ConfigError, EncoderError, ExportError, ParityError
 from mcbeit.export import ExportConfig, export_model
@@ -67,6 +68,25 @@ def test_onnx__gives_the_numbers_of_torch(weights: Path, exported: Path) -> None
         assert parity.cosine(torch_encoder.embed(images), onnx_encoder.embed(images)).min() > 0.99999
         features = torch_encoder.patch_features(images), onnx_encoder.patch_features(images)
         assert parity.cosine(*features).min() > 0.99999
+
+
+def test_embeddings__agree_between_torch_onnx_and_files(weights: Path, exported: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / "images" / f"{seed:02d}.jpg" for seed in range(64)]
+    paths[0].parent.mkdir()
+    for seed, path in enumerate(paths):
+        path.write_bytes(encode(photo(seed=seed), "jpg"))
+    found = {"torch": load_encoder(weights).embed(paths), "onnx": load_encoder(exported).embed(paths)}
+    for name, model in (("torch file", weights), ("onnx file", exported)):
+        out = tmp_path / f"{name}.npy"
+        done = CliRunner().invoke(cli, ["embed", str(model), str(paths[0].parent), "-o", str(out)])
+        assert done.exit_code == 0, done.output
+        stored = load_embeddings(out)
+        assert stored.spec.fingerprint == load_encoder(weights).spec.fingerprint
+        assert stored.ids == [path.name for path in paths]
+        found[name] = np.asarray(stored.vectors)
+    for vectors in found.values():
+        assert parity.cosine(found["torch"], vectors).min() > parity.MIN_COSINE["fp32"]
+    assert np.array_equal(found["torch"], found["torch file"])
 
 
 def test_onnx__is_the_same_for_every_batch_size(exported: Path) -> None:
