@@ -121,7 +121,7 @@ class LocalCrew:
     def __init__(self, task: Task, source: ImageSource) -> None:
         self.task, self.source = task, source
         self.encoder = task.open_encoder()
-        self.spec = self.encoder.spec
+        self.spec, self.notes = self.encoder.spec, self.encoder.notes
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """These chunks in their order; none after `stop` says so."""

@@ -31,6 +31,7 @@ class Crew(Protocol):
     """What makes chunks."""
 
     spec: EncoderSpec
+    notes: tuple[str, ...]  # of the encoder
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """The chunks of these numbers, in any order; none after `stop` says so."""
@@ -162,7 +163,7 @@ def _embed_missing(output: Output, source: ImageSource, crew: Crew, chunks: Chun
     before, start = chunks.num_done, time.monotonic()
     made = crew.chunks(chunks.plan, chunks.missing(), stop)
     with Display("embed", len(source), done=before) as display, closing(made):
-        for note in source_notes(source):
+        for note in (*crew.notes, *source_notes(source)):
             display.note(note)
         if before:
             display.note(f"{before} of {len(source)} images are done already")

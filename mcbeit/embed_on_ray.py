@@ -32,7 +32,12 @@ class Worker:
     def facts(self) -> dict[str, Any]:
         """What its vectors and its images are."""
         embedder = self._open()
-        return {"spec": embedder.encoder.spec.model_dump(mode="json"), "source": embedder.source.summary()}
+        encoder = embedder.encoder
+        return {
+            "spec": encoder.spec.model_dump(mode="json"),
+            "notes": encoder.notes,
+            "source": embedder.source.summary(),
+        }
 
     def embed(self, number: int, images: range) -> Chunk:
         """The rows of a chunk."""
@@ -56,8 +61,8 @@ class Worker:
 class RayCrew:
     """Actors, as what makes chunks."""
 
-    def __init__(self, ray: Any, actors: list[Any], spec: EncoderSpec) -> None:
-        self.spec = spec
+    def __init__(self, ray: Any, actors: list[Any], spec: EncoderSpec, notes: tuple[str, ...]) -> None:
+        self.spec, self.notes = spec, notes
         self._ray, self._actors = ray, actors
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
@@ -102,7 +107,7 @@ def ray_crew(task: Task, summary: dict[str, Any], scale: Scale) -> Iterator[RayC
             facts = ray.get([actor.facts.remote() for actor in actors])
         _check_same(facts, summary)
         try:
-            yield RayCrew(ray, actors, EncoderSpec.model_validate(facts[0]["spec"]))
+            yield RayCrew(ray, actors, EncoderSpec.model_validate(facts[0]["spec"]), facts[0]["notes"])
         finally:
             for actor in actors:
                 ray.kill(actor)

@@ -105,6 +105,7 @@ class PixelEncoder(ABC):
     """An encoder on this machine: one way from images to pixels, `compute` from there."""
 
     spec: EncoderSpec
+    notes: tuple[str, ...] = ()  # what a person should hear of the model, as what had to be assumed
 
     @abstractmethod
     def compute(self, pixels: Pixels, *, patches: bool = False) -> np.ndarray:

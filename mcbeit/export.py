@@ -79,6 +79,8 @@ def export_model(source: str | Path, out: Path, config: ExportConfig | None = No
         for number, size in enumerate(sizes):
             loaded = load_body(source, _encoder_config(config, size))
             encoder = TorchEncoder.of(loaded, _encoder_config(config, size), device="cpu", layers=config.layers)
+            for note in encoder.notes if number == 0 else ():
+                display.note(note)
             display.advance(f"{loaded.name} read")
             file = "model.onnx" if number == 0 else f"model_{encoder.spec.image_size}.onnx"
             pixels, told = real_pixels(_images(source, config), encoder.spec.preprocess, config.num_images)

@@ -45,6 +45,7 @@ class OnnxEncoder(PixelEncoder):
         self.folder = Path(folder).expanduser()
         self.manifest = read_model_folder(self.folder)
         _refuse_other_choices(self.manifest.name, config)
+        self.notes = self.manifest.notes
         self.graph = self.manifest.graph(config.image_size)
         self.spec = self.graph.spec.model_copy(
             update={

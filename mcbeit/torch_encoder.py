@@ -63,7 +63,9 @@ class TorchEncoder(PixelEncoder):
     ) -> "TorchEncoder":
         """The encoder of a loaded backbone; `layers` are those whose patch tokens the model gives beside its own."""
         model, spec = build_model(loaded, config, layers)
-        return cls(model, spec, device=device, precision=precision, threads=threads)
+        found = cls(model, spec, device=device, precision=precision, threads=threads)
+        found.notes = loaded.notes
+        return found
 
     def compute(self, pixels: Pixels, *, patches: bool = False) -> np.ndarray:
         """See `PixelEncoder`."""

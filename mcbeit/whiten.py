@@ -31,7 +31,7 @@ def whiten(model: str, config: StreamConfig, out: Path, *, dim: int | None = Non
     moments, num_unreadable = Moments(crew.spec.dim), 0
     made = crew.chunks(plan, range(plan.num_chunks), stop=lambda: False)
     with Display("whiten", len(source)) as display, closing(made):
-        for note in source_notes(source):
+        for note in (*crew.notes, *source_notes(source)):
             display.note(note)
         for chunk in made:
             moments.add(chunk.rows)

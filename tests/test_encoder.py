@@ -169,6 +169,13 @@ def test_channels__of_the_weights_are_those_of_the_encoder(tmp_path: Path) -> No
         encoder.embed([photo()])
 
 
+def test_notes__tell_what_had_to_be_assumed(weights: Path) -> None:
+    loaded, assumed = load_encoder(weights).notes
+    assert loaded.startswith("weights: ")
+    assert assumed == "the file does not tell its normalisation; used: ImageNet's"
+    assert FakeEncoder().notes == ()
+
+
 # fingerprints
 
 
