@@ -250,6 +250,12 @@ def test_usage__needs_numpy_pillow_and_onnxruntime_only(exported: Path, tmp_path
     assert np.allclose(np.load(tmp_path / "vector.npy"), wanted, atol=1e-6)
 
 
+def test_usage__is_what_the_docs_show(exported: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    assert usage(read_model_folder(exported).graphs[0], "DIR") in text
+    assert 'timm.create_model("local-dir:DIR", pretrained=True)' in text
+
+
 @pytest.mark.parametrize("options", [{"resize": "squash", "crop_fraction": 1.0}, {"interpolation": "lanczos"}])
 def test_preprocessor_config__is_the_rule(options: dict[str, Any]) -> None:
     found = preprocessor_config(Preprocess(image_size=32, **options))
