@@ -15,7 +15,7 @@ PIP_SHOWS := $(shell test -t 2 && echo --progress-bar on || echo --quiet --quiet
 # What a command leaves in the temporary folder goes when the command ends.
 IN_TMP := tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$tmp && export TMPDIR &&
 
-.PHONY: help setup test test-faults check format demo clean new-torch
+.PHONY: help setup test test-faults check format demo walkthrough clean new-torch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,16 @@ demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search; run it 
 		&& $(BIN)/mcbeit index search runs/demo/index "$$query" --model runs/demo/fp32 -k 5 \
 		&& $(BIN)/mcbeit viz neighbours $$(ls -d data/fashion-mnist/val/* | while read class; do ls "$$class"/* | head -1; done) \
 			--model runs/demo/fp32 --index runs/demo/index -o runs/demo/pictures
+
+walkthrough: $(READY) ## about an hour: pretrain on emoji, export, find one style by another; docs/walkthrough.md
+	@$(IN_TMP) $(BIN)/mcbeit data prepare emoji data/emoji && $(BIN)/mcbeit data prepare photos data/photos \
+		&& $(BIN)/mcbeit data prepare emoji-styles data/emoji-styles \
+		&& $(BIN)/mcbeit train emoji --resume \
+		&& $(BIN)/mcbeit export runs/emoji -o runs/emoji/onnx --force \
+		&& $(BIN)/python benchmarks/retrieval.py runs/emoji \
+		&& $(BIN)/mcbeit viz pca data/emoji-styles/val/*/1f995.png data/emoji-styles/val/*/1f4aa.png \
+			--model runs/emoji/onnx -o runs/emoji/pictures \
+		&& $(BIN)/mcbeit viz similarity data/emoji-styles/val/*/1f995.png --model runs/emoji/onnx -o runs/emoji/pictures
 
 clean: ## remove .venv, caches and builds; data/ and runs/ stay
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

