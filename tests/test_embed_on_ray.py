@@ -42,7 +42,8 @@ def test_embed__two_workers_give_the_rows_of_one_process(photos: Path, tmp_path:
 def test_worker__opens_images_and_model_once_and_makes_chunks(photos: Path) -> None:
     worker = Worker(task(photos, "batch_size=8"), num_cpus=2, has_gpu=False, folder=str(Path.cwd()))
     source = open_folder(photos)
-    assert worker.facts() == {"spec": FakeEncoder().spec.model_dump(mode="json"), "source": source.summary()}
+    told = {"spec": FakeEncoder().spec.model_dump(mode="json"), "notes": (), "source": source.summary()}
+    assert worker.facts() == told
     chunk = worker.embed(2, range(5, 10))
     assert (chunk.number, chunk.images.tolist()) == (2, [5, 6, 7, 9])
     assert [bad.image for bad in chunk.unreadable] == [8]
