@@ -55,12 +55,23 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             sync(file)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
-            path.replace(old)
-        partial.replace(path)
+            exchange(partial, path, aside=old)
+        else:
+            partial.replace(path)
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def exchange(new: Path, path: Path, *, aside: Path) -> None:
+    """Put a folder in the place of another, which goes aside, and comes back if that fails."""
+    path.rename(aside)
+    try:
+        new.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -132,4 +132,7 @@ def _has_package() -> bool:
 
 def _short(source: str) -> str:
     """The name of a file or a run, without the folders before it."""
-    return source.removeprefix(TIMM) if source.startswith(TIMM) else Path(source).expanduser().resolve().stem
+    if source.startswith(TIMM):
+        return source.removeprefix(TIMM)
+    path = Path(source).expanduser().resolve()
+    return path.name if path.is_dir() else path.stem

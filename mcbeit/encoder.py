@@ -165,13 +165,15 @@ def load_encoder(source: str | Path, config: EncoderConfig | None = None, **runt
     config = config or EncoderConfig()
     if str(source).startswith(ADDRESS):
         raise EncoderError(f"'{source}' is an address; a model is {KINDS}")
+    from mcbeit.model_folder import is_model_folder  # which keeps specs of encoders
+
     path = Path(source).expanduser()
     if str(source) == FAKE:
         from mcbeit.fake_encoder import FakeEncoder
 
         _check_runtime("the fake encoder", runtime)
         return FakeEncoder.of(config)
-    if not str(source).startswith(TIMM) and (path / "manifest.json").is_file():
+    if not str(source).startswith(TIMM) and is_model_folder(path):
         from mcbeit.onnx_encoder import OnnxEncoder
 
         _check_runtime("an exported model", runtime)

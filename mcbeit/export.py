@@ -22,7 +22,7 @@ from mcbeit.errors import ExportError, ParityError
 from mcbeit.graph import output_names, write_graph
 from mcbeit.machine import cpu_name, num_cores
 from mcbeit.model_card import model_card, model_config, preprocessor_config
-from mcbeit.model_folder import EMBEDDING, MANIFEST, PATCH_TOKENS, Graph, ModelManifest, hash_files
+from mcbeit.model_folder import EMBEDDING, INPUT, MANIFEST, PATCH_TOKENS, Graph, ModelManifest, hash_files
 from mcbeit.onnx_encoder import open_session
 from mcbeit.parity import Compute, Numbers, compute_all, failures, measure
 from mcbeit.precision import write_precision
@@ -35,21 +35,21 @@ TORCH_BATCH = 8
 VERSIONS_OF = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy", "pillow")
 
 
-def _sizes(value: Any) -> Any:
+def _split(value: Any) -> Any:
     """224,384 as the command line has it."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return value if isinstance(value, list | tuple | None) else [value]
 
 
-Numbers_ = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_sizes)]
+Integers = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split)]
 
 
 class ExportConfig(EncoderConfig):
     """What is exported. The choices about tokens are those of `EncoderConfig`; they become part of the graph."""
 
-    image_size: Numbers_ | None = None  # type: ignore[assignment]  # pixels, one or several: a graph for each
-    layers: Numbers_ = ()  # blocks whose patch tokens become outputs too: layer_N
+    image_size: Integers | None = None  # type: ignore[assignment]  # pixels, one or several: a graph for each
+    layers: Integers = ()  # blocks whose patch tokens become outputs too: layer_N
     precision: Precision = "fp32"  # fp16 for GPUs, int8 for CPUs
     license: str | None = None  # of the weights, as an SPDX identifier; it is written down, nothing is inferred
     images: DataConfig = DataConfig()  # what parity is measured on; default: the images of the run, or a photograph
@@ -78,7 +78,7 @@ def export_model(source: str | Path, out: Path, config: ExportConfig | None = No
         graphs: list[Graph] = []
         for number, size in enumerate(sizes):
             loaded = load_body(source, _encoder_config(config, size))
-            encoder = TorchEncoder.of(loaded, _encoder_config(config, size), device="cpu", layers=config.layers)
+            encoder = TorchEncoder.of(loaded, _encoder_config(config, size), device="cpu", extra_layers=config.layers)
             for note in encoder.notes if number == 0 else ():
                 display.note(note)
             display.advance(f"{loaded.name} read")
@@ -121,7 +121,7 @@ def _write_one(encoder: TorchEncoder, path: Path, pixels: np.ndarray, config: Ex
     if config.measure_speed:
         ways = {
             "torch fp32": encoder.compute,
-            f"onnxruntime {precision}": lambda batch: session.run([EMBEDDING], {"pixels": batch}),
+            f"onnxruntime {precision}": lambda batch: session.run([EMBEDDING], {INPUT: batch}),
         }
         graph = graph.model_copy(update={"speed": tuple(measure_speed(ways, pixels))})
     if left_out:
@@ -140,7 +140,7 @@ def _in_torch(encoder: TorchEncoder) -> Compute:
 
 
 def _in_onnx(session: Any) -> Compute:
-    return lambda pixels: Numbers(*session.run([EMBEDDING, PATCH_TOKENS], {"pixels": pixels}))
+    return lambda pixels: Numbers(*session.run([EMBEDDING, PATCH_TOKENS], {INPUT: pixels}))
 
 
 def _write_weights(loaded: LoadedBody, spec: EncoderSpec, folder: Path) -> None:
@@ -164,7 +164,7 @@ def _manifest(
         training=_training(source),
         notes=loaded.notes,
         parity_images=images,
-        machine=f"{cpu_name()}, {num_cores():g} cores, Linux" if platform.system() == "Linux" else cpu_name(),
+        machine=f"{cpu_name()}, {num_cores():g} cores",
         versions=_versions(),
     )
 
@@ -188,7 +188,7 @@ def _images(source: str | Path, config: ExportConfig) -> DataConfig:
     training = _training(source)
     if config.images.source is not None or training is None:
         return config.images
-    data = {key: value for key, value in training["data"].items() if key in ("source", "kind", "channels")}
+    data = {key: value for key, value in training.get("data", {}).items() if key in ("source", "kind", "channels")}
     location = (training.get("eval") or {}).get("queries") or data.get("source")
     is_there = isinstance(location, str) and ("://" in location or Path(location).expanduser().exists())
     return DataConfig(**{**data, "source": location}) if is_there else config.images

@@ -82,6 +82,17 @@ class ModelManifest(Config):
         return self.graphs[sizes.index(image_size)]
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder says that it is an exported model, if perhaps a damaged one. Checkpoints have manifests too."""
+    try:
+        values = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return folder.is_dir()
+    return not (isinstance(values, dict) and "step" in values)
+
+
 def read_model_folder(folder: Path, *, verify: bool = True) -> ModelManifest:
     """The manifest of a folder, whose files are then those that it describes.
 

@@ -13,6 +13,7 @@ from mcbeit.parity import MIN_COSINE, MIN_FOR_RECALL, MIN_RECALL, Numbers, cosin
 from mcbeit.quantization import quantizable, to_fp16, to_int8
 
 NUM_GROUPS = 12  # of nodes that follow each other, measured one by one
+BATCH_SIZE = 8
 NUM_PROBED = 16  # images that a group is measured on
 SPARED = (1, 2, 3, 4, 6)  # how many of the worst groups are left out, tried in this order
 MARGIN = 0.5  # share of the allowed distance that is used, because other images than these will come
@@ -30,7 +31,7 @@ def write_precision(
     if precision == "fp16":
         to_fp16(source, target)
         return []
-    batches = [pixels[start : start + 8] for start in range(0, len(pixels), 8)]
+    batches = _batches(pixels)
     to_int8(source, target, left_out=[], batches=batches)
     if _is_good(target, wanted, pixels):
         return []
@@ -45,6 +46,10 @@ def write_precision(
         if _is_good(target, wanted, pixels):
             break
     return left_out
+
+
+def _batches(pixels: np.ndarray) -> list[np.ndarray]:
+    return [pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE)]
 
 
 def _groups(nodes: list[str]) -> list[list[str]]:
@@ -77,8 +82,7 @@ def _is_good(path: Path, wanted: Numbers, pixels: np.ndarray) -> bool:
 
 def _embeddings(path: Path, pixels: np.ndarray) -> np.ndarray:
     session = open_session(path, provider="cpu")
-    parts = [session.run([EMBEDDING], {INPUT: pixels[start : start + 8]})[0] for start in range(0, len(pixels), 8)]
-    found = np.concatenate(parts)
+    found = np.concatenate([session.run([EMBEDDING], {INPUT: batch})[0] for batch in _batches(pixels)])
     if not np.isfinite(found).all():
         raise ExportError(f"{path.name} gives numbers that are not finite")
     return found

@@ -12,8 +12,6 @@ from mcbeit.errors import ExportError
 from mcbeit.model_folder import INPUT
 from mcbeit.onnx_encoder import onnxruntime
 
-CALIBRATION_BATCH = 8
-
 
 def to_fp16(source: Path, target: Path) -> None:
     """Weights and products in half precision; outputs stay float32, pixels uint8."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,31 +40,23 @@ class TorchEncoder(PixelEncoder):
         source: str | Path,
         config: EncoderConfig | None = None,
         *,
-        device: torch.device | str | None = None,
-        precision: PrecisionName = "fp32",
-        threads: int | None = None,
         extra_layers: Sequence[int] = (),
+        **runtime: Any,
     ) -> "TorchEncoder":
-        """Open a model; see `load_body`. Raises EncoderError for tokens or a pooling that it does not have."""
+        """Open a model; see `load_body`. `runtime` is what the class takes.
+
+        Raises EncoderError for tokens or a pooling that it does not have.
+        """
         config = config or EncoderConfig()
-        return cls.of(
-            load_body(source, config), config, device=device, precision=precision, threads=threads, layers=extra_layers
-        )
+        return cls.of(load_body(source, config), config, extra_layers=extra_layers, **runtime)
 
     @classmethod
     def of(
-        cls,
-        loaded: LoadedBody,
-        config: EncoderConfig,
-        *,
-        device: torch.device | str | None = None,
-        precision: PrecisionName = "fp32",
-        threads: int | None = None,
-        layers: Sequence[int] = (),
+        cls, loaded: LoadedBody, config: EncoderConfig, *, extra_layers: Sequence[int] = (), **runtime: Any
     ) -> "TorchEncoder":
-        """The encoder of a loaded backbone; `layers` are those whose patch tokens the model gives beside its own."""
-        model, spec = build_model(loaded, config, layers)
-        found = cls(model, spec, device=device, precision=precision, threads=threads)
+        """The encoder of a loaded backbone, whose module gives the patch tokens of further layers too."""
+        model, spec = build_model(loaded, config, extra_layers)
+        found = cls(model, spec, **runtime)
         found.notes = loaded.notes
         return found
 
@@ -93,6 +86,7 @@ def build_model(
     if "cls" in pooling and not body.has_cls:
         raise EncoderError(f"pooling={pooling} needs a cls token, which {loaded.name} does not have; take mean or gem")
     told = {
+        "model": str(loaded.timm),  # tensors do not tell everything, as the number of heads
         "preprocess": preprocess.describe(),
         "pooling": pooling,
         "layer": layer,

@@ -221,10 +221,11 @@ def _open_timm(source: str) -> StoredWeights:
 
 def timm_preprocess(values: Mapping[str, Any]) -> Preprocess:
     """The preprocessing that a model of timm was trained for, by its `pretrained_cfg`."""
-    interpolation = values["interpolation"]
+    interpolation, share = values["interpolation"], values["crop_pct"]
     return Preprocess(
         image_size=values["input_size"][-1],
-        crop_fraction=values["crop_pct"],
+        resize="squash" if values.get("crop_mode") == "squash" and share == 1 else "shorter-side",
+        crop_fraction=share,
         interpolation=interpolation if interpolation in INTERPOLATIONS else "bicubic",
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),

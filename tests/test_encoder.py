@@ -187,6 +187,13 @@ def test_fingerprint__is_that_of_the_weights_not_of_their_file(weights: Path, tm
     assert load_encoder(other).spec.fingerprint != wanted.fingerprint
 
 
+def test_fingerprint__knows_what_the_tensors_do_not_tell(tmp_path: Path) -> None:
+    path = save_backbone(tmp_path / "learned.pth", backbone(position="learned"))
+    two, four = (load_encoder(path, EncoderConfig(num_heads=heads)) for heads in (2, 4))
+    assert not np.allclose(two.embed(photos(1)), four.embed(photos(1)), atol=1e-4)
+    assert two.spec.fingerprint != four.spec.fingerprint
+
+
 def test_fingerprint__changes_with_every_choice_that_changes_numbers(weights: Path) -> None:
     choices = [
         {},

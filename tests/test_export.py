@@ -214,7 +214,7 @@ def test_folder__is_described_by_its_manifest(exported: Path, weights: Path) -> 
 
 
 def test_folder__of_a_run_tells_its_training(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "run-1.5"
     tensors = {f"backbone.{name}": value for name, value in backbone().state_dict().items()}
     CheckpointFolder(run / "checkpoints").save(Checkpoint(1, {"model": tensors}, {}))
     text = (
@@ -228,7 +228,9 @@ def test_folder__of_a_run_tells_its_training(tmp_path: Path) -> None:
     card = (found.folder / "README.md").read_text()
     assert "| images | `elsewhere/photos` |" in card
     assert "| epochs | 7 |" in card
-    assert found.manifest.name == "run"
+    assert found.manifest.name == "run-1.5"
+    checkpoint = load_encoder(run / "checkpoints" / "step-00000001")  # which has a manifest.json of its own
+    assert checkpoint.spec.fingerprint == found.manifest.graphs[0].spec.fingerprint
 
 
 def test_usage__needs_numpy_pillow_and_onnxruntime_only(exported: Path, tmp_path: Path) -> None:

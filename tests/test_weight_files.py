@@ -24,7 +24,7 @@ from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.vit import ModelConfig
 from mcbeit.weight_conversion import convert_weights
-from mcbeit.weight_files import official_preprocess, open_weights
+from mcbeit.weight_files import official_preprocess, open_weights, timm_preprocess
 from mcbeit.weights import load_backbone, read_weights
 
 MODEL = ModelConfig(dim=32, depth=2, num_heads=2, patch_size=4, drop_path=0.2)
@@ -290,3 +290,10 @@ def test_open_weights__deepspeed_folder_and_home(tmp_path: Path, monkeypatch: py
     save({"module": official_state("finetune")}, tmp_path / "checkpoint-99" / "mp_rank_00_model_states.pt")
     assert read_weights("~/checkpoint-99").layout == "official-finetune"
     shutil.rmtree(tmp_path / "checkpoint-99")
+
+
+@pytest.mark.parametrize(("share", "resize"), [(1.0, "squash"), (0.9, "shorter-side")])
+def test_timm_preprocess__squashes_where_the_model_was_trained_so(share: float, resize: str) -> None:
+    values = {"input_size": (3, 64, 64), "crop_pct": share, "crop_mode": "squash", "interpolation": "bicubic"}
+    found = timm_preprocess({**values, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+    assert (found.resize, found.crop_fraction, found.image_size) == (resize, share, 64)

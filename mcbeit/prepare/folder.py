@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mcbeit.atomic import exchange
 from mcbeit.errors import DataError
 from mcbeit.prepare.progress import say
 
@@ -195,7 +196,7 @@ def _build(data_set: DataSet, out: Path, *, replace: bool) -> Manifest:
         (tree / MANIFEST).write_text(text + "\n", encoding="utf-8")
         os.sync()  # one call for many thousand files
         if replace:
-            _exchange(tree, out, aside=Path(temporary, "old"))
+            exchange(tree, out, aside=Path(temporary, "old"))
         else:
             _put_in_place(tree, out)
     return manifest
@@ -208,13 +209,4 @@ def _put_in_place(tree: Path, out: Path) -> None:
     except OSError as error:
         if out.is_dir() and any(out.iterdir()):
             raise DataError(f"{out} was filled by something else meanwhile; it was left as it is") from error
-        raise
-
-
-def _exchange(tree: Path, out: Path, *, aside: Path) -> None:
-    out.rename(aside)
-    try:
-        tree.rename(out)
-    except BaseException:
-        aside.rename(out)
         raise
