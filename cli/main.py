@@ -18,6 +18,7 @@ COMMANDS = {
     "index": "mcbeit.cli.index",
     "replay": "mcbeit.cli.replay",
     "report": "mcbeit.cli.report",
+    "serve": "mcbeit.cli.serve",
     "train": "mcbeit.cli.train",
     "viz": "mcbeit.cli.viz",
     "weights": "mcbeit.cli.weights",

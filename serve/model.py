@@ -1,0 +1,205 @@
+"""One model that is served: from the image of a request to its numbers.
+
+bytes -> hash and cache -> gate -> pixels, all in a thread of the pool -> micro-batcher -> one thread that computes.
+"""
+
+import asyncio
+import hashlib
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from mcbeit.encoder import FAKE, EncoderConfig, EncoderSpec, PixelEncoder, derived_fingerprint, load_encoder
+from mcbeit.errors import ConfigError, EncoderError
+from mcbeit.model_folder import is_model_folder
+from mcbeit.preprocess import COLOURS
+from mcbeit.serve.batcher import MicroBatcher
+from mcbeit.serve.cache import Key, VectorCache
+from mcbeit.serve.config import ServeConfig
+from mcbeit.serve.errors import invalid
+from mcbeit.serve.gate import ImageGate, PixelBudget
+from mcbeit.serve.metrics import Metrics
+from mcbeit.serve.payload import Encoded, Raw
+from mcbeit.serve.timings import Timings
+
+Numbers = Float32[np.ndarray, "*shape dim"]
+CANARY_SEED = 0
+
+
+class Shared(NamedTuple):
+    """What all models of a service use together."""
+
+    pool: Executor  # threads that read images
+    cache: VectorCache
+    budget: PixelBudget
+    metrics: Metrics
+
+
+class Prepared(NamedTuple):
+    """An image that was read: its numbers, if they are known, or its pixels."""
+
+    key: Key
+    numbers: np.ndarray | None
+    pixels: np.ndarray | None
+    started: float
+    seconds: float
+
+
+class ServedModel:
+    """An encoder with its gate, its queue and its thread. Loading it takes seconds, and warms it up."""
+
+    def __init__(self, name: str, source: str, encoder: PixelEncoder, config: ServeConfig, shared: Shared) -> None:
+        self.name, self.source, self.encoder, self.shared = name, source, encoder, shared
+        self.loaded_at = int(time.time())
+        self.spec = _with_draft(encoder.spec) if config.jpeg_draft else encoder.spec
+        self.max_image_bytes = config.limits.image_bytes
+        self.gate = ImageGate(config.limits, self.spec.preprocess, shared.budget)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
+        self.batcher = MicroBatcher(
+            self._compute, self._thread, config.batch, pad=_pads(encoder, config), observe=self._observe
+        )
+        self.num_users = 0  # requests that hold it
+        self._max_batch = config.batch.max_size
+        self._warm_up(config.batch.max_seconds)
+
+    @classmethod
+    def open(cls, name: str, source: str, config: ServeConfig, shared: Shared) -> "ServedModel":
+        """Load an exported folder, or the fake encoder. Raises EncoderError or ConfigError."""
+        return cls(name, source, open_encoder(source, config), config, shared)
+
+    @property
+    def revision(self) -> str:
+        """Which numbers it gives: vectors of different revisions may not be compared."""
+        return self.spec.fingerprint
+
+    @property
+    def num_tokens(self) -> int:
+        """Of one image: its patches and the cls token."""
+        rows, columns = self.spec.grid
+        return rows * columns + 1
+
+    async def numbers(self, image: Raw | Encoded, *, patches: bool, timings: Timings) -> Numbers:
+        """What the model says of one image, neither cut nor scaled. Raises RequestError."""
+        asked = perf_counter()
+        loop = asyncio.get_running_loop()
+        prepared = await loop.run_in_executor(self.shared.pool, self._prepare, image, patches)
+        timings.note("wait", prepared.started - asked)
+        timings.note("decode", prepared.seconds)
+        timings.num_images += 1
+        is_cached = prepared.numbers is not None
+        self.shared.metrics.images.labels(self.name, "yes" if is_cached else "no").inc()
+        if prepared.numbers is not None:
+            timings.num_cached += 1
+            return prepared.numbers
+        assert prepared.pixels is not None
+        numbers = await self.of_pixels(prepared.pixels, patches=patches, timings=timings)
+        self.shared.cache.put(prepared.key, numbers)
+        return numbers
+
+    async def of_pixels(self, pixels: np.ndarray, *, patches: bool, timings: Timings) -> Numbers:
+        """The numbers of one image that was decoded and cropped already. Raises RequestError."""
+        item = await self.batcher.submit(pixels, patches=patches)
+        timings.note("queue", item.queue_seconds)
+        timings.note("infer", item.infer_seconds)
+        return item.vector.result()
+
+    def check_pixels(self, pixels: np.ndarray) -> None:
+        """Raise RequestError unless it is uint8 of the size that the model takes."""
+        size = self.spec.image_size
+        wanted = (size, size, self.spec.preprocess.channels)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted:
+            raise invalid(
+                f"pixels are {pixels.dtype} {list(pixels.shape[1:])} per image, where this model takes uint8 "
+                f"{list(wanted)}: resized and cropped, rows first, red green blue",
+                code="wrong_pixels",
+            )
+
+    async def canary(self) -> None:
+        """Try it on a picture of its own, through its queue. Raises RequestError as any request."""
+        await self.batcher.submit(self._canary_pixels())
+
+    async def retire(self) -> None:
+        """End when the last request that holds it is done."""
+        while self.num_users:
+            await asyncio.sleep(0.01)
+        await self.close()
+
+    async def close(self) -> None:
+        """End now."""
+        await self.batcher.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, image: Raw | Encoded, patches: bool) -> Prepared:
+        started = perf_counter()
+        data = image.read(self.max_image_bytes)
+        key = Key(hashlib.sha256(data).hexdigest(), self.revision, patches)
+        numbers = self.shared.cache.get(key)
+        pixels = self.gate.pixels(data) if numbers is None else None
+        return Prepared(key, numbers, pixels, started, perf_counter() - started)
+
+    def _compute(self, pixels: np.ndarray, *, patches: bool) -> np.ndarray:
+        return self.encoder.compute(pixels, patches=patches)
+
+    def _observe(self, size: int, seconds: float) -> None:
+        self.shared.metrics.batch(self.name, size, seconds)
+
+    def _canary_pixels(self) -> np.ndarray:
+        size = self.spec.image_size
+        return np.random.default_rng(CANARY_SEED).integers(0, 256, (size, size, COLOURS), np.uint8)
+
+    def _warm_up(self, max_seconds: float) -> None:
+        """Run every size of batch that requests may meet, so that none of them pays for the first time.
+
+        Raises EncoderError if the model cannot be computed.
+        """
+        canary, size, seconds = self._canary_pixels(), 1, 0.0
+        while size <= self._max_batch and seconds * 2 <= max_seconds:
+            started = perf_counter()
+            try:
+                numbers = self._thread.submit(self._compute, np.stack([canary] * size), patches=False).result()
+            except Exception as error:  # each provider has errors of its own
+                raise EncoderError(f"{self.name} cannot be computed: {' '.join(str(error).split())}") from error
+            if not np.isfinite(numbers).all():
+                raise EncoderError(f"{self.name} gives numbers that are not finite; export it again in fp32")
+            seconds = perf_counter() - started
+            self.batcher.learn(size, seconds)
+            size *= 2
+
+
+def open_encoder(source: str, config: ServeConfig) -> PixelEncoder:
+    """What computes a model of the service; it needs no torch. Raises EncoderError or ConfigError."""
+    options = EncoderConfig() if config.image_size is None else EncoderConfig(image_size=config.image_size)
+    if source == FAKE:
+        return load_encoder(source, options)
+    if not is_model_folder(Path(source).expanduser()):
+        raise EncoderError(
+            f"'{source}' is no folder that `mcbeit export` wrote, and only these are served: mcbeit export {source} "
+            "-o DIR, then mcbeit serve DIR"
+        )
+    encoder = load_encoder(source, options, threads=config.threads, provider=config.provider)
+    if (channels := encoder.spec.preprocess.channels) != COLOURS:
+        raise ConfigError(f"'{source}' takes images of {channels} channels; the service takes ordinary images only")
+    return encoder
+
+
+def split_name(model: str) -> tuple[str | None, str]:
+    """`NAME=FOLDER` as its two parts; a folder that is called so is a folder."""
+    name, equals, source = model.partition("=")
+    return (name, source) if equals and not Path(model).expanduser().exists() else (None, model)
+
+
+def _with_draft(spec: EncoderSpec) -> EncoderSpec:
+    """Vectors of images that were decoded at a fraction are others."""
+    preprocess = spec.preprocess.model_copy(update={"jpeg_draft": True})
+    fingerprint = derived_fingerprint(spec.fingerprint, "jpeg_draft")
+    return spec.model_copy(update={"preprocess": preprocess, "fingerprint": fingerprint})
+
+
+def _pads(encoder: PixelEncoder, config: ServeConfig) -> bool:
+    provider = getattr(encoder, "provider", "CPUExecutionProvider")
+    return provider != "CPUExecutionProvider" if config.batch.pad is None else config.batch.pad
