@@ -8,33 +8,20 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from mcbeit.serve.config import BatchConfig
-from mcbeit.serve.errors import RequestError, overloaded
+from mcbeit.serve.errors import RequestError
 
 SMOOTHING = 0.2  # of the last batch in the mean of seconds per image
 LOGGER = logging.getLogger("mcbeit.serve")
 
-
-class Compute(Protocol):
-    """A model: pixels of one batch in, a vector or patch features per image out."""
-
-    def __call__(self, pixels: np.ndarray, *, patches: bool) -> np.ndarray:
-        """Numbers of a batch; called from one thread."""
-        ...
-
-
-class Observe(Protocol):
-    """Hears of every batch."""
-
-    def __call__(self, size: int, seconds: float) -> None:
-        """So many images took so many seconds."""
-        ...
+Compute = Callable[[np.ndarray, bool], np.ndarray]  # pixels of a batch, patches or not -> numbers; in one thread
+Observe = Callable[[int, float], None]  # hears of every batch: images, seconds
 
 
 @dataclass
@@ -88,8 +75,7 @@ class MicroBatcher:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
-        for item in self._waiting:
-            _fail(item, overloaded("the service is stopping", 1.0))
+        _stop(self._waiting)
         self._waiting.clear()
 
     async def _work(self) -> None:
@@ -98,8 +84,10 @@ class MicroBatcher:
                 self._awake.clear()
                 await self._awake.wait()
             batch = self._take()
-            if batch:
+            try:
                 await self._run(batch)
+            finally:
+                _stop(batch)  # those that have no answer yet: `close` has cancelled this
 
     def _take(self) -> list[Item]:
         """The next batch: the oldest images that want the same, without those whose callers have left."""
@@ -118,6 +106,8 @@ class MicroBatcher:
         return size if self._pad else _power_of_two(size)
 
     async def _run(self, batch: list[Item]) -> None:
+        if not batch:
+            return
         try:
             await self._compute_all(batch)
         except Exception:
@@ -154,7 +144,7 @@ class MicroBatcher:
         pixels = np.stack(images)
         if self._pad and (missing := _power_of_two(len(images), up=True) - len(images)):
             pixels = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), pixels.dtype)])
-        return self._compute(pixels, patches=patches)[: len(images)]
+        return self._compute(pixels, patches)[: len(images)]
 
     def learn(self, size: int, seconds: float) -> None:
         """A batch gave numbers after so many seconds."""
@@ -162,6 +152,11 @@ class MicroBatcher:
         each = seconds / size
         self.seconds_per_item += (each - self.seconds_per_item) * (SMOOTHING if self.seconds_per_item else 1.0)
         self._observe(size, seconds)
+
+
+def _stop(items: Iterable[Item]) -> None:
+    for item in items:
+        _fail(item, RequestError(503, "stopping", "the service is stopping; ask another one", retry_after=1.0))
 
 
 def _fail(item: Item, error: RequestError) -> None:

@@ -142,7 +142,7 @@ class ServedModel:
         pixels = self.gate.pixels(data) if numbers is None else None
         return Prepared(key, numbers, pixels, started, perf_counter() - started)
 
-    def _compute(self, pixels: np.ndarray, *, patches: bool) -> np.ndarray:
+    def _compute(self, pixels: np.ndarray, patches: bool) -> np.ndarray:
         return self.encoder.compute(pixels, patches=patches)
 
     def _observe(self, size: int, seconds: float) -> None:
@@ -161,7 +161,7 @@ class ServedModel:
         while size <= self._max_batch and seconds * 2 <= max_seconds:
             started = perf_counter()
             try:
-                numbers = self._thread.submit(self._compute, np.stack([canary] * size), patches=False).result()
+                numbers = self._thread.submit(self._compute, np.stack([canary] * size), False).result()
             except Exception as error:  # each provider has errors of its own
                 raise EncoderError(f"{self.name} cannot be computed: {' '.join(str(error).split())}") from error
             if not np.isfinite(numbers).all():

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -32,7 +33,7 @@ class PlainServer:
         check_exposure(config, self.service.keys)
         self.socket = _listen(config.host, config.port)
         self.port: int = self.socket.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(
+        self._server = _Server(self.service, uvicorn.Config(
             build_app(config, self.service), http=_protocol(config.limits.header_seconds), ws="none", lifespan="on",
             log_config=None, access_log=False, server_header=False, limit_concurrency=config.limits.connections,
             timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + 1,
@@ -51,8 +52,7 @@ class PlainServer:
 
     def stop(self) -> None:
         """Take no more requests; from any thread."""
-        self.service.is_draining = True
-        self._server.should_exit = True
+        self._server.ask_to_stop()
 
     @contextmanager
     def in_background(self) -> Iterator["PlainServer"]:
@@ -71,6 +71,24 @@ class PlainServer:
             if not thread.is_alive():
                 raise ConfigError("the service ended before it was ready; its log says why")
             thread.join(0.005)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which tells the service of a signal at once, and for which a signal is no failure."""
+
+    def __init__(self, service: Service, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def ask_to_stop(self) -> None:
+        """Answer what was accepted, and end."""
+        self._service.is_draining = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks, the second does not wait."""
+        self.force_exit = self.should_exit
+        self.ask_to_stop()
 
 
 def _listen(host: str, port: int) -> socket.socket:

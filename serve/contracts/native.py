@@ -61,11 +61,13 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[bytes]:
                 413, "too_many_items", f"the request has more than the {most} parts allowed; send several requests"
             ) from error
         raise invalid("the body is not valid multipart/form-data", code="invalid_multipart") from error
-    files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
-    if not files:
-        raise invalid("the form holds no file; send each image as a part named file, with a filename",
-                      code="empty_input")  # fmt: skip
-    return [await file.read() for file in files]
+    found = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
+    await form.close()
+    if not found:
+        raise invalid(
+            "the form holds no file; send each image as a part named file, with a filename", code="empty_input"
+        )
+    return found
 
 
 def _response(vectors: np.ndarray, answer_type: str, model: str) -> Response:
