@@ -7,6 +7,7 @@ from mcbeit.config import ASSIGNMENT, dotted_keys, override, validate
 from mcbeit.errors import ConfigError
 from mcbeit.serve.config import ServeConfig
 from mcbeit.serve.log import set_up_log
+from mcbeit.serve.memory import keep_freed_memory
 
 
 def config_of(words: Sequence[str], *, fake: bool) -> ServeConfig:
@@ -33,6 +34,7 @@ def run_plain(config: ServeConfig, *, told: Callable[[str], None]) -> None:
     from mcbeit.serve.plain import PlainServer
 
     set_up_log(config.log_format)
+    keep_freed_memory()
     server = PlainServer(config)
     for name, model in server.service.models.items():
         told(f"{name}: {model.spec.dim} numbers per image, {model.spec.image_size} px, revision {model.revision[:12]}")

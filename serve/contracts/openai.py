@@ -4,13 +4,13 @@ Jina's clients speak to the same route; their names of options are taken too.
 """
 
 import time
-from secrets import token_hex
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 from starlette.responses import JSONResponse, Response
 
 from mcbeit.serve.call import Call
+from mcbeit.serve.endpoint import new_id
 from mcbeit.serve.errors import RequestError, invalid
 from mcbeit.serve.model import ServedModel
 from mcbeit.serve.payload import Payload
@@ -82,7 +82,7 @@ async def embeddings(call: Call) -> Response:
         data = [_datum(index, one, form.encoding) for index, one in enumerate(found)]
         tokens = model.num_tokens * len(found)
         return JSONResponse({
-            "object": "list", "id": f"embd-{token_hex(12)}", "created": int(time.time()), "model": model.name,
+            "object": "list", "id": new_id("embd"), "created": int(time.time()), "model": model.name,
             "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         })  # fmt: skip
 
