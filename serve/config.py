@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from mcbeit.config import Config, UserPath
 from mcbeit.errors import ConfigError
-from mcbeit.serve.fetch import FetchConfig
 
 MB = 2**20
 KEYS_VARIABLE = "MCBEIT_API_KEYS"  # several, separated by commas
@@ -44,6 +43,19 @@ class Limits(Config):
         if self.bytes_in_flight < self.body_bytes:
             raise ValueError(f"bytes_in_flight {self.bytes_in_flight} must hold one body of {self.body_bytes} bytes")
         return self
+
+
+class FetchConfig(Config):
+    """Which images are fetched by URL, and how long that may take."""
+
+    hosts: tuple[str, ...] = ()  # names, or *.example.org for all below; none: every host on the public internet
+    ports: tuple[Annotated[int, Field(ge=1, le=65_535)], ...] = (80, 443)
+    max_bytes: int = Field(10 * MB, ge=1024, le=256 * MB)
+    connect_seconds: float = Field(2.0, gt=0, le=60)
+    total_seconds: float = Field(5.0, gt=0, le=60)  # redirects included
+    max_redirects: int = Field(3, ge=0, le=3)  # each is looked at as the first address is
+    per_host: int = Field(4, ge=1, le=64)  # at the same time
+    at_once: int = Field(16, ge=1, le=256)
 
 
 class BatchConfig(Config):

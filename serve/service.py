@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mcbeit.encoder import FAKE
 from mcbeit.errors import ConfigError, McbeitError
@@ -14,14 +15,16 @@ from mcbeit.machine import num_cores
 from mcbeit.model_folder import is_model_folder, read_model_folder
 from mcbeit.serve.admission import Admission
 from mcbeit.serve.cache import VectorCache
-from mcbeit.serve.config import ServeConfig, api_keys
+from mcbeit.serve.config import FetchConfig, ServeConfig, api_keys
 from mcbeit.serve.errors import RequestError, invalid
-from mcbeit.serve.fetch import Fetcher
 from mcbeit.serve.gate import PixelBudget
 from mcbeit.serve.metrics import Metrics
 from mcbeit.serve.model import Numbers, ServedModel, Shared, split_name
 from mcbeit.serve.payload import Encoded, Link, Payload, Raw
 from mcbeit.serve.timings import Timings
+
+if TYPE_CHECKING:
+    from mcbeit.serve.fetch import Fetcher
 
 LOGGER = logging.getLogger("mcbeit.serve")
 STALE_CANARIES = 3  # so many intervals without numbers from a model, and it is not ready
@@ -50,7 +53,7 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Watch over the models; at the end, let go of everything."""
         canaries = asyncio.create_task(self._watch(), name="canaries")
-        self._fetcher = None if self.config.urls is None else Fetcher(self.config.urls)
+        self._fetcher = None if self.config.urls is None else _fetcher(self.config.urls)
         try:
             yield
         finally:
@@ -174,6 +177,12 @@ class Service:
             for model in list(self.models.values()):
                 if self.age(model) >= seconds:
                     await _try(model, seconds)
+
+
+def _fetcher(config: FetchConfig) -> "Fetcher":
+    from mcbeit.serve.fetch import Fetcher
+
+    return Fetcher(config)
 
 
 async def _try(model: ServedModel, seconds: float) -> None:

@@ -17,9 +17,12 @@ from mcbeit.serve.payload import Payload
 from mcbeit.serve.spelling import image_of, images_of_messages
 from mcbeit.serve.vectors import Encoding, Want, to_json
 
+PIXEL = (  # one, red
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
 EXAMPLE = {
     "model": "demo",
-    "input": ["data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"],
+    "input": [f"data:image/png;base64,{PIXEL}"],
     "encoding_format": "float",
 }  # fmt: skip
 MAX_TEXT = 60  # characters of the caller's own text that an error repeats
