@@ -16,7 +16,7 @@ from mcbeit.serve.config import ServeConfig
 from mcbeit.serve.contracts.routes import ROUTES
 from mcbeit.serve.endpoint import refusal
 from mcbeit.serve.errors import RequestError
-from mcbeit.serve.routes import add_routes
+from mcbeit.serve.routes import add_routes, schemas
 from mcbeit.serve.service import Service
 
 TITLE = "mcbeit"
@@ -58,7 +58,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     """What `/docs` shows."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        components = schema.setdefault("components", {})
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        components.setdefault("schemas", {}).update(schemas(ROUTES))
         app.openapi_schema = schema
     return app.openapi_schema
 

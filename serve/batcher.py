@@ -48,6 +48,7 @@ class MicroBatcher:
         self._waiting: deque[Item] = deque()
         self._awake = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self.num_batches = 0
         self.seconds_per_item = 0.0  # a mean of late; 0 before the first batch
         self.last_success: float | None = None  # time.monotonic of the last batch that gave numbers
 
@@ -149,6 +150,7 @@ class MicroBatcher:
     def learn(self, size: int, seconds: float) -> None:
         """A batch gave numbers after so many seconds."""
         self.last_success = time.monotonic()
+        self.num_batches += 1
         each = seconds / size
         self.seconds_per_item += (each - self.seconds_per_item) * (SMOOTHING if self.seconds_per_item else 1.0)
         self._observe(size, seconds)

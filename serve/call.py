@@ -70,8 +70,8 @@ class Call:
         body = await self.body()
         with self.timings.stage("parse"):
             if len(body) > LARGE_BODY:
-                return await asyncio.to_thread(_parse, kind, body)
-            return _parse(kind, body)
+                return await asyncio.to_thread(parse_form, kind, body)
+            return parse_form(kind, body)
 
     async def vectors(
         self, images: Sequence[Payload], want: Want, *, keep_errors: bool = False
@@ -138,7 +138,8 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _parse(kind: type[Form], body: bytes) -> Form:
+def parse_form(kind: type[Form], body: bytes) -> Form:
+    """JSON of a kind. Raises RequestError: 400 for what is no JSON, 422 for JSON of another kind."""
     if not body.strip():
         raise invalid("the body is empty; it must be JSON", code="empty_body")
     try:

@@ -8,7 +8,8 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -25,8 +26,14 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 GONE = 499  # nginx's number for a client that left; nobody reads it
 
 Handle = Callable[[Call], Awaitable[Response]]
-ErrorShape = Callable[[RequestError], Any]
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Family(NamedTuple):
+    """How one family of clients reads errors."""
+
+    body: Callable[[RequestError], Any]
+    status: Callable[[RequestError], int] = attrgetter("status")
 
 
 def joint_error(error: RequestError) -> dict[str, Any]:
@@ -41,7 +48,10 @@ def text_error(error: RequestError) -> dict[str, Any]:
     return {"error": error.message}
 
 
-def endpoint(handle: Handle, shape: ErrorShape = joint_error, *, public: bool = False, works: bool = True) -> Endpoint:
+JOINT, TEXT = Family(joint_error), Family(text_error)
+
+
+def endpoint(handle: Handle, family: Family = JOINT, *, public: bool = False, works: bool = True) -> Endpoint:
     """The route of a handler.
 
     `public`: without a key. `works`: it gives the models work, so it is refused when there is too much of it.
@@ -57,13 +67,13 @@ def endpoint(handle: Handle, shape: ErrorShape = joint_error, *, public: bool = 
                 response = await _answer(call, handle, public=public, works=works)
         except RequestError as error:
             code = error.code
-            response = refusal(error, shape)
+            response = refusal(error, family)
         except ClientDisconnect:
             response = Response(status_code=GONE)
         except Exception:
             LOGGER.exception("%s %s failed", request.method, _route(request), extra={"request_id": request_id})
             code = "internal_error"
-            response = refusal(RequestError(500, code, "the service failed; its log says why"), shape)
+            response = refusal(RequestError(500, code, "the service failed; its log says why"), family)
         finally:
             call.release()
         response.headers["x-request-id"] = request_id
@@ -76,7 +86,7 @@ def endpoint(handle: Handle, shape: ErrorShape = joint_error, *, public: bool = 
     return answer
 
 
-def refusal(error: RequestError, shape: ErrorShape = joint_error) -> Response:
+def refusal(error: RequestError, family: Family = JOINT) -> Response:
     """The answer to a request that is refused."""
     headers = {"x-should-retry": "true" if error.status in (408, 429, 503) else "false"}
     if error.status == 401:
@@ -84,7 +94,7 @@ def refusal(error: RequestError, shape: ErrorShape = joint_error) -> Response:
     if error.retry_after is not None:
         headers["retry-after"] = f"{error.retry_after:.0f}"
         headers["retry-after-ms"] = f"{error.retry_after * 1e3:.0f}"
-    return JSONResponse(shape(error), error.status, headers)
+    return JSONResponse(family.body(error), family.status(error), headers)
 
 
 async def _answer(call: Call, handle: Handle, *, public: bool, works: bool) -> Response:

@@ -21,10 +21,9 @@ from mcbeit.preprocess import COLOURS
 from mcbeit.serve.batcher import MicroBatcher
 from mcbeit.serve.cache import Key, VectorCache
 from mcbeit.serve.config import ServeConfig
-from mcbeit.serve.errors import invalid
 from mcbeit.serve.gate import ImageGate, PixelBudget
 from mcbeit.serve.metrics import Metrics
-from mcbeit.serve.payload import Encoded, Raw
+from mcbeit.serve.payload import Decoded, Encoded, Raw
 from mcbeit.serve.timings import Timings
 
 Numbers = Float32[np.ndarray, "*shape dim"]
@@ -63,6 +62,7 @@ class ServedModel:
         self.batcher = MicroBatcher(
             self._compute, self._thread, config.batch, pad=_pads(encoder, config), observe=self._observe
         )
+        self.num_images = 0  # that were asked for
         self.num_users = 0  # requests that hold it
         self._max_batch = config.batch.max_size
         self._warm_up(config.batch.max_seconds)
@@ -78,46 +78,48 @@ class ServedModel:
         return self.spec.fingerprint
 
     @property
+    def num_patches(self) -> int:
+        """Of one image."""
+        rows, columns = self.spec.grid
+        return rows * columns
+
+    @property
     def num_tokens(self) -> int:
         """Of one image: its patches and the cls token."""
-        rows, columns = self.spec.grid
-        return rows * columns + 1
+        return self.num_patches + 1
 
-    async def numbers(self, image: Raw | Encoded, *, patches: bool, timings: Timings) -> Numbers:
+    async def numbers(self, image: Raw | Encoded | Decoded, *, patches: bool, timings: Timings) -> Numbers:
         """What the model says of one image, neither cut nor scaled. Raises RequestError."""
+        timings.num_images += 1
+        self.num_images += 1
+        if isinstance(image, Decoded):
+            self.shared.metrics.images.labels(self.name, "no").inc()
+            return await self._of_pixels(image.pixels, patches=patches, timings=timings)
         asked = perf_counter()
         loop = asyncio.get_running_loop()
         prepared = await loop.run_in_executor(self.shared.pool, self._prepare, image, patches)
         timings.note("wait", prepared.started - asked)
         timings.note("decode", prepared.seconds)
-        timings.num_images += 1
         is_cached = prepared.numbers is not None
         self.shared.metrics.images.labels(self.name, "yes" if is_cached else "no").inc()
         if prepared.numbers is not None:
             timings.num_cached += 1
             return prepared.numbers
         assert prepared.pixels is not None
-        numbers = await self.of_pixels(prepared.pixels, patches=patches, timings=timings)
+        numbers = await self._of_pixels(prepared.pixels, patches=patches, timings=timings)
         self.shared.cache.put(prepared.key, numbers)
         return numbers
 
-    async def of_pixels(self, pixels: np.ndarray, *, patches: bool, timings: Timings) -> Numbers:
-        """The numbers of one image that was decoded and cropped already. Raises RequestError."""
+    async def _of_pixels(self, pixels: np.ndarray, *, patches: bool, timings: Timings) -> Numbers:
         item = await self.batcher.submit(pixels, patches=patches)
         timings.note("queue", item.queue_seconds)
         timings.note("infer", item.infer_seconds)
         return item.vector.result()
 
-    def check_pixels(self, pixels: np.ndarray) -> None:
-        """Raise RequestError unless it is uint8 of the size that the model takes."""
-        size = self.spec.image_size
-        wanted = (size, size, self.spec.preprocess.channels)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != wanted:
-            raise invalid(
-                f"pixels are {pixels.dtype} {list(pixels.shape[1:])} per image, where this model takes uint8 "
-                f"{list(wanted)}: resized and cropped, rows first, red green blue",
-                code="wrong_pixels",
-            )
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """Of one image: rows, columns, colours."""
+        return self.spec.image_size, self.spec.image_size, self.spec.preprocess.channels
 
     async def canary(self) -> None:
         """Try it on a picture of its own, through its queue. Raises RequestError as any request."""
@@ -149,8 +151,7 @@ class ServedModel:
         self.shared.metrics.batch(self.name, size, seconds)
 
     def _canary_pixels(self) -> np.ndarray:
-        size = self.spec.image_size
-        return np.random.default_rng(CANARY_SEED).integers(0, 256, (size, size, COLOURS), np.uint8)
+        return np.random.default_rng(CANARY_SEED).integers(0, 256, self.pixel_shape, np.uint8)
 
     def _warm_up(self, max_seconds: float) -> None:
         """Run every size of batch that requests may meet, so that none of them pays for the first time.

@@ -1,8 +1,10 @@
-"""One image of a request, as it came: bytes, base64 text, or an address."""
+"""One image of a request, as it came: bytes, base64 text, pixels, or an address."""
 
 import base64
 import binascii
 from typing import NamedTuple
+
+import numpy as np
 
 from mcbeit.serve.errors import invalid, too_large
 
@@ -38,13 +40,19 @@ class Encoded(NamedTuple):
         return Raw(data).read(max_bytes)
 
 
+class Decoded(NamedTuple):
+    """The pixels that the model takes: uint8, resized and cropped."""
+
+    pixels: np.ndarray
+
+
 class Link(NamedTuple):
     """The address of an image."""
 
     url: str
 
 
-Payload = Raw | Encoded | Link
+Payload = Raw | Encoded | Decoded | Link
 
 
 def from_text(text: str) -> Payload:

@@ -1,13 +1,16 @@
 """Routes as every contract declares them, and what `/docs` says of each."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from mcbeit.serve.endpoint import ErrorShape, Handle, endpoint, joint_error
+from mcbeit.serve.endpoint import JOINT, Family, Handle, endpoint
 
+REFERENCE = "#/components/schemas/{model}"
+NAMES = re.compile(r"{(\w+)}")  # in a path
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -18,7 +21,7 @@ class Route(NamedTuple):
     paths: tuple[str, ...]
     handle: Handle
     tag: str
-    shape: ErrorShape = joint_error
+    errors: Family = JOINT
     public: bool = False  # no key is asked for
     works: bool = True  # it gives the models work, so it is refused while there is too much
     form: type[BaseModel] | None = None  # the body, as JSON
@@ -32,7 +35,7 @@ class Route(NamedTuple):
 def add_routes(app: FastAPI, routes: Iterable[Route]) -> None:
     """Let an application answer them."""
     for route in routes:
-        answer = endpoint(route.handle, route.shape, public=route.public, works=route.works)
+        answer = endpoint(route.handle, route.errors, public=route.public, works=route.works)
         for index, path in enumerate(route.paths):
             app.add_api_route(
                 path, answer, methods=[route.method], name=route.handle.__name__, tags=[route.tag],
@@ -42,14 +45,23 @@ def add_routes(app: FastAPI, routes: Iterable[Route]) -> None:
             )  # fmt: skip
 
 
+def schemas(routes: Iterable[Route]) -> dict[str, Any]:
+    """The bodies of all routes by name, and what they are made of."""
+    found: dict[str, Any] = {}
+    for form in [route.form for route in routes if route.form is not None]:
+        schema = form.model_json_schema(ref_template=REFERENCE)
+        found |= {**schema.pop("$defs", {}), form.__name__: schema}
+    return found
+
+
 def _summary(route: Route) -> str:
-    return f"{route.method} {route.paths[0]}"
+    """The docstring of the handler, without the path that it begins with."""
+    told = (route.handle.__doc__ or "").strip().removesuffix(".")
+    return told.partition("`: ")[2] or told
 
 
 def _description(route: Route) -> str:
-    first = (route.handle.__doc__ or "").partition(": ")[2] or (route.handle.__doc__ or "")
-    also = f"\n\nAlso at {', '.join(route.paths[1:])}." if len(route.paths) > 1 else ""
-    return first.strip() + also
+    return f"Also at {', '.join(route.paths[1:])}." if len(route.paths) > 1 else ""
 
 
 def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
@@ -61,16 +73,18 @@ def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
 
 def _extra(route: Route) -> dict[str, Any]:
     extra: dict[str, Any] = {} if route.public else {"security": [{"key": []}]}
-    if route.query:
-        extra["parameters"] = [
-            {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": told}
-            for name, kind, told in route.query
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in NAMES.findall(route.paths[0])
+    ] + [
+        {"name": name, "in": "query", "required": False, "schema": {"type": kind}, "description": told}
+        for name, kind, told in route.query
+    ]
+    extra |= {"parameters": parameters} if parameters else {}
     content = dict(route.bodies)
     if route.form is not None:
-        schema = route.form.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema.pop("$defs", None)
-        content["application/json"] = {"schema": schema, "example": route.example}
+        content["application/json"] = {"schema": {"$ref": REFERENCE.format(model=route.form.__name__)},
+                                       "example": route.example}  # fmt: skip
     if content:
         extra["requestBody"] = {"required": True, "content": content}
     return extra

@@ -20,7 +20,7 @@ from mcbeit.serve.errors import RequestError, invalid
 from mcbeit.serve.gate import PixelBudget
 from mcbeit.serve.metrics import Metrics
 from mcbeit.serve.model import Numbers, ServedModel, Shared, split_name
-from mcbeit.serve.payload import Encoded, Link, Payload, Raw
+from mcbeit.serve.payload import Decoded, Encoded, Link, Payload, Raw
 from mcbeit.serve.timings import Timings
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Service:
         """Of the slowest model."""
         return max(model.batcher.seconds_per_item for model in self.models.values())
 
-    async def _fetched(self, image: Payload, timings: Timings) -> Raw | Encoded:
+    async def _fetched(self, image: Payload, timings: Timings) -> Raw | Encoded | Decoded:
         if not isinstance(image, Link):
             return image
         if self._fetcher is None:
