@@ -185,6 +185,6 @@ def test_client__with_a_key(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -
         url = f"{address(client)}/v1"
         with openai.OpenAI(base_url=url, api_key="secret") as sdk:
             assert len(sdk.embeddings.create(model="fake", input=uri(texts[0])).data[0].embedding) == 64
-        with openai.OpenAI(base_url=url, api_key="wrong") as sdk:
-            with pytest.raises(openai.AuthenticationError, match="no valid API key"):
-                sdk.embeddings.create(model="fake", input=uri(texts[0]))
+        wrong = openai.OpenAI(base_url=url, api_key="wrong")
+        with wrong, pytest.raises(openai.AuthenticationError, match="no valid API key"):
+            wrong.embeddings.create(model="fake", input=uri(texts[0]))

@@ -52,19 +52,21 @@ def test_tei__errors(client: httpx.Client, body: dict[str, Any], status: int, ki
 
 
 def test_cohere__its_own_client(client: httpx.Client, texts: list[str], vectors: np.ndarray) -> None:
-    sdk = cohere.ClientV2("no key", base_url=str(client.base_url).rstrip("/"))
-    kinds = ["float", "int8", "uint8", "binary", "ubinary"]
-    found = sdk.embed(
-        model="fake", input_type="image", images=[uri(text) for text in texts], embedding_types=kinds
-    ).embeddings  # fmt: skip
-    np.testing.assert_allclose(found.float_, vectors, atol=1e-6)
-    assert found.int8 == [to_json(vector, "int8") for vector in vectors]
-    assert found.ubinary == [to_json(vector, "ubinary") for vector in vectors]
-    content = [{"content": [{"type": "image_url", "image_url": {"url": uri(text)}}]} for text in texts]
-    again = sdk.embed(model="fake", input_type="image", inputs=content, embedding_types=["float"])
-    np.testing.assert_allclose(again.embeddings.float_, vectors, atol=1e-6)
-    with pytest.raises(cohere.errors.BadRequestError, match="image-only model"):
-        sdk.embed(model="fake", input_type="search_query", texts=["a cat"], embedding_types=["float"])
+    http = httpx.Client(timeout=60)
+    with http:
+        sdk = cohere.ClientV2("no key", base_url=str(client.base_url).rstrip("/"), httpx_client=http)
+        kinds = ["float", "int8", "uint8", "binary", "ubinary"]
+        found = sdk.embed(
+            model="fake", input_type="image", images=[uri(text) for text in texts], embedding_types=kinds
+        ).embeddings  # fmt: skip
+        np.testing.assert_allclose(found.float_, vectors, atol=1e-6)
+        assert found.int8 == [to_json(vector, "int8") for vector in vectors]
+        assert found.ubinary == [to_json(vector, "ubinary") for vector in vectors]
+        content = [{"content": [{"type": "image_url", "image_url": {"url": uri(text)}}]} for text in texts]
+        again = sdk.embed(model="fake", input_type="image", inputs=content, embedding_types=["float"])
+        np.testing.assert_allclose(again.embeddings.float_, vectors, atol=1e-6)
+        with pytest.raises(cohere.errors.BadRequestError, match="image-only model"):
+            sdk.embed(model="fake", input_type="search_query", texts=["a cat"], embedding_types=["float"])
 
 
 @pytest.mark.parametrize(

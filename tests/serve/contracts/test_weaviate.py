@@ -16,8 +16,8 @@ from mcbeit.fake_encoder import FakeEncoder
 def exchange(client: httpx.Client, *requests: bytes) -> list[tuple[int, bytes]]:
     """Send requests one after the other over one connection; status and body of each answer."""
     found = []
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80), timeout=30) as connection:
-        stream = connection.makefile("rb")
+    address = (client.base_url.host, client.base_url.port or 80)
+    with socket.create_connection(address, timeout=30) as connection, connection.makefile("rb") as stream:
         for request in requests:
             connection.sendall(request)
             status = int(stream.readline().split()[1])
