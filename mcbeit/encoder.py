@@ -28,12 +28,13 @@ FAKE = "fake"
 ADDRESS = ("http://", "https://")
 KINDS = (
     "a folder that `mcbeit export` wrote, a run folder, a .safetensors file, a checkpoint of the official code (.pth) "
-    "or timm:NAME; fake is an encoder without a model, to try things out"
+    "or timm:NAME, or the address of a service, http://HOST:PORT; fake is an encoder without a model, to try things out"
 )
 RUNTIME = {  # what may be said of how a kind of model is computed
     "an exported model": ("threads", "provider"),
     "a model in torch": ("threads", "device", "precision", "extra_layers"),
     "the fake encoder": (),
+    "a service": (),
 }
 
 # an encoded file, a path, a picture, or uint8 [height, width, 3]
@@ -164,7 +165,10 @@ def load_encoder(source: str | Path, config: EncoderConfig | None = None, **runt
     """
     config = config or EncoderConfig()
     if str(source).startswith(ADDRESS):
-        raise EncoderError(f"'{source}' is an address; a model is {KINDS}")
+        from mcbeit.served_encoder import ServedEncoder
+
+        _check_runtime("a service", runtime)
+        return ServedEncoder(str(source), config)
     from mcbeit.model_folder import is_model_folder  # which keeps specs of encoders
 
     path = Path(source).expanduser()

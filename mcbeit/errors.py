@@ -53,6 +53,14 @@ class VectorIndexError(McbeitError):
     """An index of embeddings cannot be built or read, or is asked with vectors of another model."""
 
 
+class ServiceError(McbeitError):
+    """A service cannot be reached, or refuses what it was asked. `status` is None without an answer."""
+
+    def __init__(self, message: str, status: int | None = None, code: str = "") -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
 class PictureError(McbeitError):
     """A picture of features cannot be drawn: of too few images, or of a place outside them."""
 

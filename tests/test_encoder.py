@@ -268,7 +268,6 @@ def test_random_weights__leave_the_global_generator_alone() -> None:
     ("source", "options", "error", "message"),
     [
         ("nowhere", {}, WeightsError, r"there are no weights at 'nowhere'; name a run folder"),
-        ("http://localhost:8000", {}, EncoderError, r"is an address; a model is a folder that `mcbeit export` wrote"),
         ("timm:resnet19", {}, EncoderError, r"timm has no model 'resnet19'; did you mean timm:resnet1"),
         (
             "timm:test_resnet",
