@@ -1,7 +1,5 @@
 """`mcbeit serve`: exported models as an HTTP service."""
 
-from typing import Any
-
 import click
 
 
@@ -20,19 +18,16 @@ def command(words: tuple[str, ...], plain: bool, fake: bool, print_config: bool)
     \b
     mcbeit serve exported --plain
     mcbeit serve --fake --plain port=9000
-    mcbeit serve exported shop=other-model replicas=2
+    mcbeit serve exported shop=other-model ray.replicas=2
     MCBEIT_API_KEYS=secret mcbeit serve exported host=0.0.0.0
     """
     from mcbeit.config import dump
     from mcbeit.serve.command import config_of, run_plain
+    from mcbeit.serve.on_ray import run_on_ray
 
     config = config_of(words, fake=fake)
     if print_config:
         click.echo(dump(config), nl=False)
         return
-    if plain:
-        run_plain(config, told=_tell)
-
-
-def _tell(line: Any) -> None:
-    click.echo(line, err=True)
+    run = run_plain if plain else run_on_ray
+    run(config, told=lambda line: click.echo(line, err=True))

@@ -58,7 +58,7 @@ def ray_cluster(scale: Scale) -> Iterator[tuple[Any, Path | None]]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if importlib.util.find_spec("ray") is None:
-        raise RunError("--workers needs Ray, which is not installed: pip install 'mcbeit[ray]'")
+        raise RunError("several workers need Ray, which is not installed: pip install 'mcbeit[ray]'")
     with contextlib.ExitStack() as stack:
         if scale.address is not None:
             ray = _connect(scale.address)

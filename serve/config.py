@@ -66,6 +66,26 @@ class BatchConfig(Config):
     pad: bool | None = None  # up to the next power of two; default: on a GPU, where shapes should be few
 
 
+class RayConfig(Config):
+    """How Ray Serve runs the service; not used with --plain."""
+
+    replicas: int = Field(1, ge=1, le=10_000)  # processes, each with all models
+    max_replicas: int | None = Field(None, ge=1, le=10_000)  # more of them while many requests are under way
+    target_requests: float = Field(16.0, gt=0)  # under way per replica, that autoscaling aims at
+    upscale_seconds: float = Field(10.0, ge=0)
+    downscale_seconds: float = Field(300.0, ge=0)
+    cpus: float | None = Field(None, gt=0)  # per replica; default: this machine's cores shared out, elsewhere 2
+    gpus: float = Field(0.0, ge=0)  # per replica
+    address: str | None = None  # of a cluster that is there, or auto; default: one of this machine, for this service
+    haproxy: bool = True  # the proxy written in C, on Linux; Ray's own in Python takes 5 ms of a core per request
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RayConfig":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}")
+        return self
+
+
 class ServeConfig(Config):
     """Everything about one service."""
 
@@ -86,6 +106,7 @@ class ServeConfig(Config):
     cors_origins: tuple[str, ...] = ()  # of pages that may call it, as https://shop.example
     urls: FetchConfig | None = None  # images by URL; urls={} turns them on
     indexes: UserPath | None = None  # a folder; turns /v1/indexes on
+    ray: RayConfig = RayConfig()
     drain_seconds: Seconds = 30.0  # for requests that were accepted, when it is asked to stop
     log_format: Literal["text", "json"] = "text"
     access_log: bool = False  # a line per request

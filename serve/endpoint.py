@@ -76,7 +76,8 @@ def endpoint(handle: Handle, family: Family = JOINT, *, public: bool = False, wo
             response = refusal(RequestError(500, code, "the service failed; its log says why"), family)
         finally:
             call.release()
-        response.headers["x-request-id"] = request_id
+        if not service.is_replica:
+            response.headers["x-request-id"] = request_id
         response.headers.update(call.timings.headers())
         if call.model_used is not None:
             response.headers["x-model-revision"] = call.model_used.revision

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ class PlainServer:
         self.config = config
         self.service = Service(config)
         check_exposure(config, self.service.keys)
-        self.socket = _listen(config.host, config.port)
+        self.socket = listen(config.host, config.port)
         self.port: int = self.socket.getsockname()[1]
         self._server = _Server(self.service, uvicorn.Config(
             build_app(config, self.service), http=_protocol(config.limits.header_seconds), ws="none", lifespan="on",
@@ -85,13 +86,23 @@ class _Server(uvicorn.Server):
         self._service.is_draining = True
         self.should_exit = True
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn; SIGHUP loads the models anew."""
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        await super().serve(sockets)
+
+    def _reload(self) -> None:
+        self._reloading = asyncio.create_task(self._service.reload_all())
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks, the second does not wait."""
         self.force_exit = self.should_exit
         self.ask_to_stop()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ConfigError if the address is taken or is not of this machine."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         found = socket.create_server((host, port), family=family, backlog=2048)

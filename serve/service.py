@@ -45,6 +45,7 @@ class Service:
         self.models = {name: self._open(name) for name in self._sources}
         self.admission = Admission(config.limits, self._seconds_per_item)
         self.is_draining = False
+        self.is_replica = False  # one of several under Ray Serve, which names requests and replaces models
         self._fetcher: Fetcher | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
@@ -104,12 +105,18 @@ class Service:
                 raise errors.exceptions[0] from errors
         return [task.result() for task in tasks]
 
-    async def reload(self, name: str) -> ServedModel:
+    async def reload(self, name: str, *, by_operator: bool = False) -> ServedModel:
         """Load a model from its folder anew and let it take over; requests that have begun end with the old one.
 
-        Raises RequestError: 404 for a name that is not served, 409 if what is in the folder cannot be served.
+        Raises RequestError: 404 for a name that is not served, 409 if what is in the folder cannot be served, or if
+        a client asks for it where other replicas would keep the old one.
         """
         before = self.model(name)
+        if self.is_replica and not by_operator:
+            raise RequestError(
+                409, "reload_elsewhere", "this is one of several replicas; send SIGHUP to `mcbeit serve`, or deploy "
+                "another `generation` as user_config",
+            )  # fmt: skip
         async with self._reloading:
             try:
                 model = await asyncio.to_thread(self._open, name)
@@ -124,6 +131,12 @@ class Service:
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
         return model
+
+    async def reload_all(self) -> None:
+        """Load every model anew; one that cannot be loaded goes on as it was, and the log says why."""
+        for name in list(self.models):
+            with contextlib.suppress(RequestError):
+                await self.reload(name, by_operator=True)
 
     def unready_because(self) -> str | None:
         """Why no requests should be sent here now; None: they may come."""

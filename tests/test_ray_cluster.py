@@ -98,7 +98,9 @@ def test_session_parent__is_short_enough_for_sockets(monkeypatch: pytest.MonkeyP
 
 def test_ray_cluster__without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"--workers needs Ray, which is not installed: pip install 'mcbeit\[ray\]'"):
+    with pytest.raises(
+        RunError, match=r"several workers need Ray, which is not installed: pip install 'mcbeit\[ray\]'"
+    ):
         ray_cluster.ray_cluster(Scale(1, 1)).__enter__()
 
 
