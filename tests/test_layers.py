@@ -31,7 +31,7 @@ ONLY_IN = {
     },
     "lancedb": {"mcbeit/index_tables.py"},
     "tifffile": {"mcbeit/multichannel.py"},
-    "faiss": {"mcbeit/index.py", "serve/index.py", "bench/index.py"},
+    "faiss": {"mcbeit/index.py", "serve/store_vectors.py", "bench/index.py"},
 }
 NOT_LOADED_WITH = {  # not by the module itself, nor by anything that it loads
     "mcbeit": {"torch", "torchvision", "timm", "ray", "pyarrow", "tifffile", "onnx", "onnxruntime", "faiss"},
@@ -140,7 +140,7 @@ LAWFUL = {
     "serve/__init__.py": "",
     "serve/client.py": "from mcbeit.errors import McbeitError\nfrom . import contracts",
     "serve/deployment.py": "from ray import serve",
-    "serve/index.py": "def build():\n    import faiss",
+    "serve/store_vectors.py": "def build():\n    import faiss",
     "serve/session.py": "def torch_session():\n    import torch",
     "bench/__init__.py": "",
     "bench/detection.py": "import torch\nfrom pycocotools.coco import COCO",
