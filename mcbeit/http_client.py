@@ -8,6 +8,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from types import TracebackType
@@ -200,8 +201,10 @@ class Client:
     def __init__(self, address: str, **options: Any) -> None:
         self._client = AsyncClient(address, **options)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="client", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._loop.run_forever, name="client", daemon=True)
+        thread.start()
+        # also where nobody calls `close`: when the last reference goes, or the program ends
+        self._end = weakref.finalize(self, _end, self._client, self._loop, thread)
 
     def __enter__(self) -> "Client":
         return self
@@ -213,11 +216,7 @@ class Client:
 
     def close(self) -> None:
         """Let its connections go. It cannot be used afterwards."""
-        if not self._loop.is_closed():
-            self._wait(self._client.close())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        self._end()
 
     @property
     def spec(self) -> EncoderSpec:
@@ -245,3 +244,13 @@ class Client:
         except BaseException:  # as Ctrl-C
             asked.cancel()
             raise
+
+
+def _end(client: AsyncClient, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if threading.current_thread() is thread:  # where a garbage collection may be; nothing can be waited for
+        loop.call_soon(loop.stop)
+        return
+    asyncio.run_coroutine_threadsafe(client.close(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()

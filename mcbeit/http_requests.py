@@ -13,6 +13,7 @@ from PIL import Image
 from mcbeit.encoder import ImageInput
 from mcbeit.errors import ServiceError
 from mcbeit.model_folder import EMBEDDING, PATCH_TOKENS
+from mcbeit.preprocess import to_rgb
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.25, 30.0
@@ -78,7 +79,8 @@ def file_of(image: ImageInput, index: int) -> tuple[str, bytes]:
         except OSError as error:
             raise ServiceError(f"{image}: cannot be read: {error.strerror}") from error
     file = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, "PNG", compress_level=1)
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    to_rgb(picture).save(file, "PNG", compress_level=1)  # upright: a PNG would lose how it is to be turned
     return f"image {index}", file.getvalue()
 
 

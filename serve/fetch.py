@@ -58,7 +58,8 @@ class Fetcher:
     async def fetch(self, url: str) -> bytes:
         """The image at an address. Raises RequestError, the same for every reason."""
         try:
-            return await self._follow(url)
+            async with asyncio.timeout(self.config.total_seconds):  # aiohttp's own begins anew with each redirect
+                return await self._follow(url)
         except (Refused, aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
             LOGGER.info("an image was not fetched: %s: %s", type(error).__name__, error)
             raise RequestError(
@@ -117,7 +118,7 @@ class Fetcher:
                     resolver=self._resolver, use_dns_cache=False, limit=config.at_once, limit_per_host=config.per_host,
                     force_close=True,
                 ),
-                timeout=aiohttp.ClientTimeout(total=config.total_seconds, sock_connect=config.connect_seconds),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_seconds),
                 headers={"accept": "image/*", "accept-encoding": "identity", "user-agent": "mcbeit"},
                 cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=False,
             )  # fmt: skip

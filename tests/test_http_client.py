@@ -16,7 +16,8 @@ from images import encode, photo
 from PIL import Image
 from serving import serving
 
-import mcbeit.embed  # noqa: F401  # before there are threads: under test, modules are compiled on import
+import mcbeit.cli.embed  # before there are threads: under test, modules are compiled on import
+import mcbeit.embed  # noqa: F401
 from mcbeit.cli.main import cli
 from mcbeit.embeddings import load_embeddings
 from mcbeit.encoder import Encoder, EncoderConfig, load_encoder
@@ -46,6 +47,15 @@ def test_embed__every_kind_of_image(client: Client, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(FILES[0])
     kinds = [FILES[0], tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(PICTURES[0]), PICTURES[0]]
     np.testing.assert_allclose(client.embed(kinds), np.stack([VECTORS[0]] * 5), atol=1e-6)
+
+
+def test_embed__a_picture_that_is_to_be_turned(client: Client, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PICTURES[0][:24]).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    with Image.open(tmp_path / "turned.jpg") as turned:
+        found = client.embed([turned, tmp_path / "turned.jpg"])
+    np.testing.assert_allclose(found, FakeEncoder().embed([tmp_path / "turned.jpg"] * 2), atol=1e-6)
 
 
 def test_embed__many_become_several_requests_in_order(client: Client) -> None:

@@ -112,6 +112,14 @@ def redirect(where: str) -> Callable[[web.Request], Awaitable[web.StreamResponse
     return answer
 
 
+def late(where: str) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.2)
+        raise web.HTTPFound(where)
+
+    return answer
+
+
 def plain(**options: Any) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(**options)
@@ -126,6 +134,7 @@ ROUTES: dict[str, Any] = {
     "/error": plain(status=500, body=PNG),
     "/there": redirect("/image"), "/far": redirect("http://other.example:PORT/image"), "/round": redirect("/round"),
     "/inside": redirect("http://inside.example:PORT/image"), "/literal": redirect("http://127.0.0.1:PORT/image"),
+    "/late": late("/later"), "/later": late("/latest"), "/latest": late("/image"),
     "/file": redirect("file:///etc/passwd"), "/port": redirect("http://pub.example:1/image"), "/nowhere": redirect(""),
 }  # fmt: skip
 
@@ -180,6 +189,12 @@ def test_fetch__refusals_are_all_alike(path: str) -> None:
 def test_fetch__redirects_have_an_end() -> None:
     with pytest.raises(RequestError):
         fetch("/there", max_redirects=0)
+
+
+def test_fetch__redirects_share_the_time() -> None:
+    assert fetch("/late") == PNG
+    with pytest.raises(RequestError):
+        fetch("/late", total_seconds=0.5)
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "10.0.0.1"], ["10.0.0.1"], []])
