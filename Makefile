@@ -37,7 +37,7 @@ format: $(READY) ## format the code, mend what ruff can mend
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search; run it again to go on where it stopped
+demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search, serve (KEEP=1: go on serving)
 	@$(IN_TMP) $(BIN)/mcbeit data prepare fashion-mnist data/fashion-mnist \
 		&& $(BIN)/mcbeit train demo --resume \
 		&& $(BIN)/mcbeit report runs/demo --demand \
@@ -48,7 +48,8 @@ demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search; run it 
 		&& query=$$(ls data/fashion-mnist/val/*/* | head -1) \
 		&& $(BIN)/mcbeit index search runs/demo/index "$$query" --model runs/demo/fp32 -k 5 \
 		&& $(BIN)/mcbeit viz neighbours $$(ls -d data/fashion-mnist/val/* | while read class; do ls "$$class"/* | head -1; done) \
-			--model runs/demo/fp32 --index runs/demo/index -o runs/demo/pictures
+			--model runs/demo/fp32 --index runs/demo/index -o runs/demo/pictures \
+		&& $(BIN)/python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy $(if $(KEEP),--keep)
 
 walkthrough: $(READY) ## about an hour: pretrain on emoji, export, find one style by another; docs/walkthrough.md
 	@$(IN_TMP) $(BIN)/mcbeit data prepare emoji data/emoji && $(BIN)/mcbeit data prepare photos data/photos \

@@ -33,9 +33,9 @@ def command(
     """Embed every image of a source, and write the vectors in the order of the images.
 
     MODEL is a run folder, a folder that `mcbeit export` wrote, a .safetensors file, a checkpoint of the official code
-    (.pth), timm:NAME, or fake, which needs no model. SOURCE is whatever data.source of a run may be. KEY=VALUE sets
-    pooling, layer, image_size, normalize, whitening, batch_size, threads, unreadable, data.* and more: see
-    docs/embeddings.md.
+    (.pth), timm:NAME, the http:// address of `mcbeit serve`, or fake, which needs no model. SOURCE is whatever
+    data.source of a run may be. KEY=VALUE sets pooling, layer, image_size, normalize, whitening, batch_size, threads,
+    unreadable, data.* and more: see docs/embeddings.md.
 
     \b
     mcbeit embed runs/demo ~/photos -o photos.npy

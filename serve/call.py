@@ -74,25 +74,37 @@ class Call:
             return parse_form(kind, body)
 
     async def vectors(
-        self, images: Sequence[Payload], want: Want, *, keep_errors: bool = False
+        self, images: Sequence[Payload], want: Want, *, keep_errors: bool = False, places: Sequence[str] | None = None
     ) -> list[Numbers | RequestError]:
         """The vectors of images as the request wants them, of the model that it holds. See `Service.embed`."""
         model = self.model()
         if not images:
             raise invalid("there are no images in the request", code="empty_input", param="input")
-        work = self.service.embed(model, images, self.timings, patches=want.patches, keep_errors=keep_errors)
+        if want.patches:
+            self._check_answer(len(images) * model.num_patches * model.spec.patch_dim * 4)
+        work = self.service.embed(model, images, self.timings, patches=want.patches, keep_errors=keep_errors,
+                                  places=places)  # fmt: skip
         found = await unless_gone(self.request, work)
         return [one if isinstance(one, RequestError) else finish(one, want, model.spec) for one in found]
 
-    async def matrix(self, images: Sequence[Payload], want: Want) -> Numbers:
+    async def matrix(self, images: Sequence[Payload], want: Want, *, places: Sequence[str] | None = None) -> Numbers:
         """The same as one array; the first refusal is raised."""
-        return np.stack([one for one in await self.vectors(images, want) if not isinstance(one, RequestError)])
+        found = await self.vectors(images, want, places=places)
+        return np.stack([one for one in found if not isinstance(one, RequestError)])
 
     def _check_length(self, limit: int) -> None:
         """Refuse by the header, before a byte of the body is read."""
         told = self.request.headers.get("content-length", "")
         if told.isdecimal() and int(told) > limit:
             raise _body_too_large(limit)
+
+    def _check_answer(self, num_bytes: int) -> None:
+        """Refuse what would be a far larger answer than a request may be: a few bytes of image give many patches."""
+        if num_bytes > (most := self.service.config.limits.body_bytes):
+            raise too_large(
+                f"the vectors of all patches would have {num_bytes} bytes, more than the {most} allowed; send fewer "
+                "images per request", code="answer_too_large",
+            )  # fmt: skip
 
     async def _inflated(self) -> AsyncIterator[bytes]:
         encoding = self.request.headers.get("content-encoding", "identity").strip().lower()
@@ -104,12 +116,17 @@ class Call:
             raise RequestError(
                 415, "unsupported_encoding", f"the body is encoded as {encoding[:40]!r}; allowed: gzip, deflate, none"
             )
-        inflater = zlib.decompressobj(INFLATABLE[encoding])
+        inflater, packed, limit = zlib.decompressobj(INFLATABLE[encoding]), 0, self.service.config.limits.body_bytes
         try:
             async for part in self.request.stream():
+                packed += len(part)
+                if packed > limit:  # bytes that inflate to nothing
+                    raise _body_too_large(limit)
                 while part:
                     yield inflater.decompress(part, LARGE_BODY)
                     part = inflater.unconsumed_tail
+                if inflater.unused_data:  # which zlib would keep, and copy for every further part
+                    raise invalid(f"there are bytes behind the end of the {encoding} body", code="invalid_encoding")
             yield inflater.flush()
         except zlib.error as error:
             raise invalid(f"the body is not valid {encoding}", code="invalid_encoding") from error

@@ -76,6 +76,7 @@ class RayConfig(Config):
     downscale_seconds: float = Field(300.0, ge=0)
     cpus: float | None = Field(None, gt=0)  # per replica; default: this machine's cores shared out, elsewhere 2
     gpus: float = Field(0.0, ge=0)  # per replica
+    index_resource: str | None = None  # a custom resource of the one node that has the folder of indices
     address: str | None = None  # of a cluster that is there, or auto; default: one of this machine, for this service
     haproxy: bool = True  # the proxy written in C, on Linux; Ray's own in Python takes 5 ms of a core per request
 

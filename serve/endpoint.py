@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from mcbeit.serve.call import Call
 from mcbeit.serve.errors import RequestError
 from mcbeit.serve.service import Service
-from mcbeit.serve.tracing import span
+from mcbeit.serve.tracing import maybe_span
 
 LOGGER = logging.getLogger("mcbeit.serve")
 ACCESS = logging.getLogger("mcbeit.serve.access")
@@ -60,28 +60,29 @@ def endpoint(handle: Handle, family: Family = JOINT, *, public: bool = False, wo
     async def answer(request: Request) -> Response:
         service: Service = request.app.state.service
         call = Call(request, service)
-        request_id = _request_id(request)
+        request_id, route = _request_id(request), _route(request)
         code = ""
-        try:
-            with span(service.config.tracing, request, request_id):
+        with maybe_span(service.tracing, request, route, request_id) as end:
+            try:
                 response = await _answer(call, handle, public=public, works=works)
-        except RequestError as error:
-            code = error.code
-            response = refusal(error, family)
-        except ClientDisconnect:
-            response = Response(status_code=GONE)
-        except Exception:
-            LOGGER.exception("%s %s failed", request.method, _route(request), extra={"request_id": request_id})
-            code = "internal_error"
-            response = refusal(RequestError(500, code, "the service failed; its log says why"), family)
-        finally:
-            call.release()
+            except RequestError as error:
+                code = error.code
+                response = refusal(error, family)
+            except ClientDisconnect:
+                response = Response(status_code=GONE)
+            except Exception:
+                LOGGER.exception("%s %s failed", request.method, route, extra={"request_id": request_id})
+                code = "internal_error"
+                response = refusal(RequestError(500, code, "the service failed; its log says why"), family)
+            finally:
+                call.release()
+            end(response.status_code, call.timings)
         if not service.is_replica:
             response.headers["x-request-id"] = request_id
         response.headers.update(call.timings.headers())
         if call.model_used is not None:
             response.headers["x-model-revision"] = call.model_used.revision
-        _tell(call, response.status_code, code, request_id)
+        _tell(call, response.status_code, code, request_id, route)
         return response
 
     return answer
@@ -143,8 +144,7 @@ def _route(request: Request) -> str:
     return str(getattr(request.scope.get("route"), "path", "unknown"))
 
 
-def _tell(call: Call, status: int, code: str, request_id: str) -> None:
-    route = _route(call.request)
+def _tell(call: Call, status: int, code: str, request_id: str, route: str) -> None:
     call.service.metrics.answered(route, status, call.timings)
     if code:
         call.service.metrics.rejected.labels(code).inc()

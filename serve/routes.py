@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from mcbeit.serve.endpoint import JOINT, Family, Handle, endpoint
 
 REFERENCE = "#/components/schemas/{model}"
-NAMES = re.compile(r"{(\w+)}")  # in a path
+NAMES = re.compile(r"{(\w+)(?::path)?}")  # in a path; with :path it may hold slashes
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 

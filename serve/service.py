@@ -22,9 +22,11 @@ from mcbeit.serve.metrics import Metrics
 from mcbeit.serve.model import Numbers, ServedModel, Shared, split_name
 from mcbeit.serve.payload import Decoded, Encoded, Link, Payload, Raw
 from mcbeit.serve.timings import Timings
+from mcbeit.serve.tracing import Tracing
 
 if TYPE_CHECKING:
     from mcbeit.serve.fetch import Fetcher
+    from mcbeit.serve.indexes import Ask, Indexes, LocalIndexes
 
 LOGGER = logging.getLogger("mcbeit.serve")
 STALE_CANARIES = 3  # so many intervals without numbers from a model, and it is not ready
@@ -34,8 +36,9 @@ AHEAD = 2  # batches of one request that are read at once; others get in between
 class Service:
     """The models of a service. Opening it loads and warms them; requests need `running()` around them."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, *, ask_indexes: "Ask | None" = None) -> None:
         self.config = config
+        self._own_indexes: LocalIndexes | None = None
         self.keys = api_keys(config)
         self.metrics = Metrics()
         self.cache = VectorCache(config.cache_bytes)
@@ -46,6 +49,8 @@ class Service:
         self.admission = Admission(config.limits, self._seconds_per_item)
         self.is_draining = False
         self.is_replica = False  # one of several under Ray Serve, which names requests and replaces models
+        self.indexes = self._open_indexes(ask_indexes)
+        self.tracing = Tracing() if config.tracing else None
         self._fetcher: Fetcher | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._reloading = asyncio.Lock()
@@ -64,6 +69,10 @@ class Service:
                 await self._fetcher.close()
             for model in self.models.values():
                 await model.close()
+            if self._own_indexes is not None:
+                self._own_indexes.close()
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
             self.pool.shutdown(wait=False, cancel_futures=True)
 
     def model(self, name: str | None) -> ServedModel:
@@ -79,11 +88,12 @@ class Service:
 
     async def embed(
         self, model: ServedModel, images: Sequence[Payload], timings: Timings, *, patches: bool = False,
-        keep_errors: bool = False,
+        keep_errors: bool = False, places: Sequence[str] | None = None,
     ) -> list[Numbers | RequestError]:  # fmt: skip
         """What the model says of each image, neither cut nor scaled, in order.
 
-        The first refusal ends it and is raised, unless they are to be kept in place of the numbers.
+        The first refusal ends it and is raised, unless they are to be kept in place of the numbers. `places` are what
+        refusals call the images; default: input[0] and so on.
         """
         turns = asyncio.Semaphore(AHEAD * self.config.batch.max_size)
 
@@ -92,7 +102,7 @@ class Service:
                 try:
                     return await model.numbers(await self._fetched(image, timings), patches=patches, timings=timings)
                 except RequestError as error:
-                    told = error.at(f"input[{index}]")
+                    told = error.at(f"input[{index}]" if places is None else places[index])
                     if keep_errors:
                         return told
                     raise told from error
@@ -163,6 +173,17 @@ class Service:
         for name, model in self.models.items():
             metrics.last_inference.labels(name).set(self.age(model))
         return metrics.text()
+
+    def _open_indexes(self, ask: "Ask | None") -> "Indexes | None":
+        """Those in another process if it says how to ask them, else those in the folder of the config."""
+        if self.config.indexes is None:
+            return None
+        from mcbeit.serve.indexes import Indexes, LocalIndexes
+
+        if ask is None:
+            self._own_indexes = LocalIndexes(Path(self.config.indexes))
+            ask = self._own_indexes.ask
+        return Indexes(ask)
 
     def _open(self, name: str) -> ServedModel:
         return ServedModel.open(name, self._sources[name], self.config, self._shared)

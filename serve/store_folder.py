@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,11 @@ MAX_VECTORS = 1_000_000  # of one index; each is in memory, and every search loo
 class StoreFolder:
     """Indices by name; each is opened when it is first asked for. Any number of threads may use it.
 
+    `patience_seconds`: how long to wait for another process that is about to let it go.
     Raises VectorIndexError if the folder cannot be had, StoreError for everything that a client may do wrong.
     """
 
-    def __init__(self, path: Path, *, max_vectors: int = MAX_VECTORS) -> None:
+    def __init__(self, path: Path, *, max_vectors: int = MAX_VECTORS, patience_seconds: float = 0.0) -> None:
         self.path, self.max_vectors = path, max_vectors
         self._open: dict[str, VectorStore] = {}
         self._lock = threading.Lock()
@@ -35,13 +37,11 @@ class StoreFolder:
             self._descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise VectorIndexError(f"indexes={path} cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not _locked(self._descriptor, patience_seconds):
             os.close(self._descriptor)
             raise VectorIndexError(
                 f"indexes={path} is open in another process; an index has one writer: stop it, or name another folder"
-            ) from error
+            )
         for rest in path.glob(".*"):  # of something that was killed
             shutil.rmtree(rest, ignore_errors=True)
 
@@ -128,3 +128,17 @@ class StoreFolder:
     def _check_there(self, name: str) -> None:
         if not NAME.fullmatch(name) or not (self.path / name / FILE).is_file():
             raise StoreError("not_found", f"there is no index {name[:80]!r} here; PUT /v1/indexes/NAME makes one")
+
+
+def _locked(descriptor: int, patience_seconds: float) -> bool:
+    """Hold the lock; False if another process keeps it. The system takes it from one that dies."""
+    until = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)
+        else:
+            return True

@@ -14,7 +14,7 @@ NO_FILTER: Filter = MappingProxyType({})
 
 
 class StoreError(Exception):
-    """`code` is not_found, exists, invalid, wrong_model, full, damaged or in_use."""
+    """`code` is not_found, exists, invalid, wrong_model, full, damaged or failed."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)

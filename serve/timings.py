@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-STAGES = ("read", "parse", "fetch", "wait", "decode", "queue", "infer", "encode")
+STAGES = ("read", "parse", "fetch", "wait", "decode", "queue", "infer", "store", "search", "encode")
 
 
 @dataclass
@@ -13,7 +13,8 @@ class Timings:
     """Seconds per stage. Of the images of a request, which run side by side, the slowest counts in each stage.
 
     read: the body; parse: what it says; fetch: images by URL; wait: for a thread that decodes; decode: base64, hash,
-    cache and pixels; queue: for the model; infer: the batch it was in; encode: the answer.
+    cache and pixels; queue: for the model; infer: the batch it was in; store, search: an index;
+    encode: the answer.
     """
 
     started: float = field(default_factory=perf_counter)

@@ -1,9 +1,11 @@
 """All routes of the service."""
 
-from mcbeit.serve.contracts import cohere, kserve, native, openai, operations, tei, voyage, weaviate
+from mcbeit.serve.contracts import cohere, indexes, kserve, native, openai, operations, page, tei, voyage, weaviate
 from mcbeit.serve.endpoint import TEXT
 from mcbeit.serve.routes import BINARY, Route
 
+INDEX = {"name": "shop", "object": "index", "count": 1, "dim": 384, "metric": "cosine", "type": "flat",
+         "model": "demo", "revision": "c0ffee"}  # fmt: skip
 ROUTES = (
     Route(
         "POST", ("/v1/embeddings", "/embeddings", "/embeddings_image"), openai.embeddings, "openai",
@@ -81,7 +83,43 @@ ROUTES = (
         example={"input": [{"image": openai.PIXEL}]},
         answer={"object": "list", "data": [{"object": "embeddings", "index": 0, "embeddings": [[0.1]]}]},
     ),
+    Route("GET", ("/v1/indexes",), indexes.every, "indexes", works=False),
+    Route("GET", ("/v1/indexes/{name}",), indexes.one, "indexes", works=False, answer=INDEX),
+    Route("PUT", ("/v1/indexes/{name}",), indexes.create, "indexes", works=False, form=indexes.IndexRequest,
+          example={"model": "demo"}, answer=INDEX),
+    Route("DELETE", ("/v1/indexes/{name}",), indexes.drop, "indexes", works=False,
+          answer={"name": "shop", "deleted": True}),
+    Route(
+        "POST", ("/v1/indexes/{name}/items",), indexes.upsert, "indexes", form=indexes.ItemsRequest,
+        example={"items": [{"id": "shoe-1", "image": f"data:image/png;base64,{openai.PIXEL}",
+                            "metadata": {"colour": "red"}}]},
+        answer={"index": "shop", "count": 1, "added": 1},
+    ),
+    Route(
+        "GET", ("/v1/indexes/{name}/items",), indexes.page, "indexes", works=False,
+        query=(
+            ("after", "string", "What the page before gave as `after`."),
+            ("limit", "integer", "Items of a page, at most 1000; default: 100."),
+            ("include", "string", "metadata, embedding or both, with a comma; default: metadata."),
+        ),
+        answer={"object": "list", "data": [{"id": "shoe-1", "metadata": {"colour": "red"}}], "after": None},
+    ),
+    Route("DELETE", ("/v1/indexes/{name}/items",), indexes.delete, "indexes", works=False,
+          form=indexes.DeleteRequest, example={"ids": ["shoe-1"]}, answer={"index": "shop", "deleted": 1}),
+    Route("GET", ("/v1/indexes/{name}/items/{id:path}",), indexes.get, "indexes", works=False,
+          answer={"id": "shoe-1", "metadata": {"colour": "red"}, "embedding": [0.1]}),
+    Route("DELETE", ("/v1/indexes/{name}/items/{id:path}",), indexes.delete_one, "indexes", works=False,
+          answer={"index": "shop", "deleted": 1}),
+    Route(
+        "POST", ("/v1/indexes/{name}/search",), indexes.search, "indexes", form=indexes.SearchRequest,
+        example={"image": f"data:image/png;base64,{openai.PIXEL}", "k": 5, "filter": {"colour": ["red", "blue"]}},
+        answer={"object": "list", "index": "shop", "model": "demo", "next_offset": None,
+                "data": [{"id": "shoe-1", "score": 0.98, "metadata": {"colour": "red"}}]},
+    ),
     Route("GET", ("/health/live",), operations.live, "operations", public=True, works=False),
     Route("GET", ("/health/ready",), operations.ready, "operations", public=True, works=False),
+    Route("GET", ("/",), page.start, "page", public=True, works=False),
+    Route("GET", ("/demo",), page.index, "page", public=True, works=False, answers=("text/html",)),
+    Route("GET", ("/demo/{file}",), page.part, "page", public=True, works=False, answers=page.PART_KINDS),
     Route("GET", ("/metrics",), operations.metrics, "operations", works=False, answers=("text/plain",)),
 )  # fmt: skip

@@ -38,7 +38,7 @@ def references(node: Any) -> Iterator[str]:
 def test_schema__is_whole() -> None:
     schema = json.loads(text())
     assert schema["openapi"].startswith("3.1")
-    assert set(schema["paths"]) == {route.paths[0] for route in ROUTES}
+    assert set(schema["paths"]) == {route.paths[0].replace(":path", "") for route in ROUTES}
     for reference in references(schema):
         node = schema
         for name in reference.removeprefix("#/").split("/"):
@@ -54,7 +54,7 @@ def test_schema__is_whole() -> None:
 
 def test_examples__are_answered(client: httpx.Client) -> None:
     for route in ROUTES:
-        if route.form is not None and route.example is not None and "infer" not in route.paths[0]:
+        if route.form is not None and route.example is not None and "{" not in route.paths[0]:
             answer = client.request(route.method, route.paths[0], json=json.loads(json.dumps(route.example).replace(
                 '"demo"', '"fake"')))  # fmt: skip
             assert answer.status_code == 200, (route.paths[0], answer.text)
