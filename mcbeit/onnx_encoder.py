@@ -54,6 +54,8 @@ class OnnxEncoder(PixelEncoder):
         )
         self.session = open_session(self.folder / self.graph.file, provider=provider, threads=threads)
         self.provider = self.session.get_providers()[0]
+        if read_model_folder(self.folder, verify=False) != self.manifest:
+            raise EncoderError(f"'{self.folder}' was replaced while it was read; load it again")
 
     def compute(self, pixels: Pixels, *, patches: bool = False) -> np.ndarray:
         """See `PixelEncoder`."""

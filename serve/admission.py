@@ -35,7 +35,7 @@ class Admission:
         """
         if count > self._limits.items:
             raise too_large(
-                f"the request has {count} images, more than the {self._limits.items} allowed; send several requests",
+                f"the request has more than the {self._limits.items} images allowed; send several requests",
                 code="too_many_items",
             )
         if self.items:

@@ -2,7 +2,8 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -74,10 +75,11 @@ class Call:
             return parse_form(kind, body)
 
     async def vectors(
-        self, images: Sequence[Payload], want: Want, *, keep_errors: bool = False, places: Sequence[str] | None = None
+        self, images: Iterable[Payload], want: Want, *, keep_errors: bool = False, places: Sequence[str] | None = None
     ) -> list[Numbers | RequestError]:
         """The vectors of images as the request wants them, of the model that it holds. See `Service.embed`."""
         model = self.model()
+        images = list(islice(images, self.service.config.limits.items + 1))  # no more are looked at
         if not images:
             raise invalid("there are no images in the request", code="empty_input", param="input")
         if want.patches:
@@ -87,7 +89,7 @@ class Call:
         found = await unless_gone(self.request, work)
         return [one if isinstance(one, RequestError) else finish(one, want, model.spec) for one in found]
 
-    async def matrix(self, images: Sequence[Payload], want: Want, *, places: Sequence[str] | None = None) -> Numbers:
+    async def matrix(self, images: Iterable[Payload], want: Want, *, places: Sequence[str] | None = None) -> Numbers:
         """The same as one array; the first refusal is raised."""
         found = await self.vectors(images, want, places=places)
         return np.stack([one for one in found if not isinstance(one, RequestError)])

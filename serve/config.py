@@ -26,7 +26,9 @@ class Limits(Config):
     pixels: int = Field(50_000_000, ge=1, le=89_000_000)  # of one image, by its header
     side: int = Field(16_384, ge=1, le=65_535)  # pixels, of the longer side
     aspect: float = Field(200, ge=1, le=65_535)  # of the longer to the shorter side
-    pixels_in_flight: int = Field(400_000_000, ge=1)  # decoded at the same time, of all requests
+    pixels_in_flight: int = Field(100_000_000, ge=1)  # decoded at the same time, of all requests; up to 28 bytes each
+    large_pixels: int = Field(16_000_000, ge=1)  # images from here on take at most half of the threads that decode
+    waiting_large: int = Field(16, ge=1, le=100_000)  # of them, that are not decoded yet
     items: int = Field(256, ge=1, le=4096)  # images of one request
     formats: tuple[FormatName, ...] = Field(("JPEG", "PNG", "WEBP", "GIF", "BMP"), min_length=1)
     waiting_items: int = Field(1024, ge=1, le=100_000)  # images of all requests that are not answered
@@ -34,6 +36,7 @@ class Limits(Config):
     request_seconds: Seconds = 60.0  # from the header to the answer
     body_seconds: Seconds = 15.0  # for a body to arrive
     header_seconds: Seconds = 10.0  # for the header of a request to arrive
+    header_bytes: int = Field(64 * 1024, ge=1024, le=MB)  # of one request, and of what comes behind a chunked body
     connections: int = Field(2048, ge=1, le=100_000)
 
     @model_validator(mode="after")

@@ -1,39 +1,21 @@
 """The gate: bytes of a stranger in, pixels of the model's size out, or one refusal. Runs in threads."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL.ImageFile import ImageFile
 
 from mcbeit.errors import ImageError
 from mcbeit.preprocess import Preprocess, format_of, open_image
 from mcbeit.serve.config import Limits
+from mcbeit.serve.decoding import PixelBudget
 from mcbeit.serve.errors import RequestError, invalid, too_large
+from mcbeit.serve.parts import check_parts
 
 ANY_SIZE = 2**62  # pixels: the limit is looked at here
+TILE_SIDES = (322, 323)  # TIFF tags: width and length of a tile
 UNKNOWN = "NPY"  # what `format_of` says of bytes that no image file begins with
-
-
-class PixelBudget:
-    """How many pixels may be decoded at the same time; who asks for more waits for others to end."""
-
-    def __init__(self, pixels: int) -> None:
-        self._left, self._changed = pixels, threading.Condition()
-
-    @contextmanager
-    def taking(self, pixels: int) -> Iterator[None]:
-        """Hold so many of them. The whole budget must be at least as large."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._left >= pixels)
-            self._left -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._left += pixels
-                self._changed.notify_all()
 
 
 class ImageGate:
@@ -44,7 +26,10 @@ class ImageGate:
 
     def pixels(self, data: bytes) -> UInt8[np.ndarray, "size size 3"]:
         """What the model takes. Raises RequestError: 400 for no or a broken image, 413 for a large one, 415."""
-        size = self.check(data)
+        return self.decode(data, self.check(data))
+
+    def decode(self, data: bytes, size: int) -> UInt8[np.ndarray, "size size 3"]:
+        """The same for an image of which `check` has given the size."""
         try:
             with self.budget.taking(size):
                 return self.preprocess.pixels(data)
@@ -63,10 +48,13 @@ class ImageGate:
                 415, "unsupported_image_format", f"this is {found}; allowed: {', '.join(limits.formats)}"
             )
         try:
+            check_parts(kind, data)
             image = open_image(data, ANY_SIZE)
         except ImageError as error:
             raise _broken(error) from error
         long, short = max(image.size), min(image.size)
+        if kind == "TIFF" and _tile_pixels(image) > limits.pixels:
+            raise too_large(f"the tiles of the TIFF file have more than the {limits.pixels} pixels allowed")
         if long * short > limits.pixels:
             raise too_large(
                 f"the image has {image.width} x {image.height} pixels, more than the {limits.pixels} allowed"
@@ -76,6 +64,12 @@ class ImageGate:
         if long > limits.aspect * short:
             raise too_large(f"one side of the image is more than {limits.aspect:g} times the other: {long} x {short}")
         return image.width * image.height
+
+
+def _tile_pixels(image: ImageFile) -> int:
+    """Of one tile of a TIFF, which is decoded as a whole, however small the image is."""
+    sides = [getattr(image, "tag_v2", {}).get(tag, 0) for tag in TILE_SIDES]
+    return math.prod(side if isinstance(side, int) else 0 for side in sides)
 
 
 def _broken(error: ImageError) -> RequestError:

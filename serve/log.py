@@ -38,7 +38,12 @@ def set_up_log(kind: Literal["text", "json"]) -> None:
     """Let the log of the service, and the errors of uvicorn, go to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if kind == "json" else TextLines("%(asctime)s %(levelname)s %(message)s"))
-    for name, level in (("mcbeit.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+    # a form that is broken is the sender's affair
+    for name, level in (
+        ("mcbeit.serve", logging.INFO),
+        ("uvicorn", logging.WARNING),
+        ("python_multipart", logging.ERROR),
+    ):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -6,7 +6,9 @@ bytes -> hash and cache -> gate -> pixels, all in a thread of the pool -> micro-
 import asyncio
 import hashlib
 import time
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -21,7 +23,8 @@ from mcbeit.preprocess import COLOURS
 from mcbeit.serve.batcher import MicroBatcher
 from mcbeit.serve.cache import Key, VectorCache
 from mcbeit.serve.config import ServeConfig
-from mcbeit.serve.gate import ImageGate, PixelBudget
+from mcbeit.serve.decoding import Decoding
+from mcbeit.serve.gate import ImageGate
 from mcbeit.serve.metrics import Metrics
 from mcbeit.serve.payload import Decoded, Encoded, Raw
 from mcbeit.serve.timings import Timings
@@ -33,20 +36,20 @@ CANARY_SEED = 0
 class Shared(NamedTuple):
     """What all models of a service use together."""
 
-    pool: Executor  # threads that read images
+    decoding: Decoding
     cache: VectorCache
-    budget: PixelBudget
     metrics: Metrics
 
 
 class Prepared(NamedTuple):
-    """An image that was read: its numbers, if they are known, or its pixels."""
+    """An image that was looked at: its numbers, if they are known, or its pixels, or the file if it is a large one."""
 
     key: Key
     numbers: np.ndarray | None
     pixels: np.ndarray | None
     started: float
     seconds: float
+    large: Callable[[], np.ndarray] | None = None  # what decodes it
 
 
 class ServedModel:
@@ -57,7 +60,7 @@ class ServedModel:
         self.loaded_at = int(time.time())
         self.spec = _with_draft(encoder.spec) if config.jpeg_draft else encoder.spec
         self.max_image_bytes = config.limits.image_bytes
-        self.gate = ImageGate(config.limits, self.spec.preprocess, shared.budget)
+        self.gate = ImageGate(config.limits, self.spec.preprocess, shared.decoding.budget)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
         self.batcher = MicroBatcher(
             self._compute, self._thread, config.batch, pad=_pads(encoder, config), observe=self._observe
@@ -95,11 +98,7 @@ class ServedModel:
         if isinstance(image, Decoded):
             self.shared.metrics.images.labels(self.name, "no").inc()
             return await self._of_pixels(image.pixels, patches=patches, timings=timings)
-        asked = perf_counter()
-        loop = asyncio.get_running_loop()
-        prepared = await loop.run_in_executor(self.shared.pool, self._prepare, image, patches)
-        timings.note("wait", prepared.started - asked)
-        timings.note("decode", prepared.seconds)
+        prepared = await self._read(image, patches, timings)
         is_cached = prepared.numbers is not None
         self.shared.metrics.images.labels(self.name, "yes" if is_cached else "no").inc()
         if prepared.numbers is not None:
@@ -109,6 +108,20 @@ class ServedModel:
         numbers = await self._of_pixels(prepared.pixels, patches=patches, timings=timings)
         self.shared.cache.put(prepared.key, numbers)
         return numbers
+
+    async def _read(self, image: Raw | Encoded, patches: bool, timings: Timings) -> Prepared:
+        """Numbers that are known, or pixels."""
+        asked, decoding = perf_counter(), self.shared.decoding
+        prepared = await decoding.run(partial(self._prepare, image, patches))
+        if prepared.large is not None:
+            asked = perf_counter()
+            started, pixels = await decoding.run_large(partial(_timed, prepared.large))
+            prepared = prepared._replace(pixels=pixels, started=started, seconds=perf_counter() - started)
+        elif prepared.pixels is not None:
+            decoding.learn(prepared.seconds)
+        timings.note("wait", prepared.started - asked)
+        timings.note("decode", prepared.seconds)
+        return prepared
 
     async def _of_pixels(self, pixels: np.ndarray, *, patches: bool, timings: Timings) -> Numbers:
         item = await self.batcher.submit(pixels, patches=patches)
@@ -141,8 +154,12 @@ class ServedModel:
         data = image.read(self.max_image_bytes)
         key = Key(hashlib.sha256(data).hexdigest(), self.revision, patches)
         numbers = self.shared.cache.get(key)
-        pixels = self.gate.pixels(data) if numbers is None else None
-        return Prepared(key, numbers, pixels, started, perf_counter() - started)
+        if numbers is not None:
+            return Prepared(key, numbers, None, started, perf_counter() - started)
+        size = self.gate.check(data)
+        if self.shared.decoding.is_large(size):
+            return Prepared(key, None, None, started, perf_counter() - started, partial(self.gate.decode, data, size))
+        return Prepared(key, None, self.gate.decode(data, size), started, perf_counter() - started)
 
     def _compute(self, pixels: np.ndarray, patches: bool) -> np.ndarray:
         return self.encoder.compute(pixels, patches=patches)
@@ -172,6 +189,10 @@ class ServedModel:
             size *= 2
 
 
+def _timed(work: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    return perf_counter(), work()
+
+
 def open_encoder(source: str, config: ServeConfig) -> PixelEncoder:
     """What computes a model of the service; it needs no torch. Raises EncoderError or ConfigError."""
     options = EncoderConfig() if config.image_size is None else EncoderConfig(image_size=config.image_size)
@@ -182,7 +203,9 @@ def open_encoder(source: str, config: ServeConfig) -> PixelEncoder:
             f"'{source}' is no folder that `mcbeit export` wrote, and only these are served: mcbeit export {source} "
             "-o DIR, then mcbeit serve DIR"
         )
-    encoder = load_encoder(source, options, threads=config.threads, provider=config.provider)
+    # where a link leads is looked at once: manifest and graph are of the same folder, whatever it points to later
+    folder = str(Path(source).expanduser().resolve())
+    encoder = load_encoder(folder, options, threads=config.threads, provider=config.provider)
     if (channels := encoder.spec.preprocess.channels) != COLOURS:
         raise ConfigError(f"'{source}' takes images of {channels} channels; the service takes ordinary images only")
     return encoder

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mcbeit.errors import ConfigError
 from mcbeit.serve.app import build_app
-from mcbeit.serve.config import ServeConfig, check_exposure
+from mcbeit.serve.config import Limits, ServeConfig, check_exposure
 from mcbeit.serve.service import Service
 
 KEEP_ALIVE_SECONDS = 75
@@ -35,7 +35,7 @@ class PlainServer:
         self.socket = listen(config.host, config.port)
         self.port: int = self.socket.getsockname()[1]
         self._server = _Server(self.service, uvicorn.Config(
-            build_app(config, self.service), http=_protocol(config.limits.header_seconds), ws="none", lifespan="on",
+            build_app(config, self.service), http=_protocol(config.limits), ws="none", lifespan="on",
             log_config=None, access_log=False, server_header=False, limit_concurrency=config.limits.connections,
             timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=int(config.drain_seconds) + 1,
             backlog=min(config.limits.connections, 2048),
@@ -114,19 +114,30 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def _protocol(header_seconds: float) -> type[asyncio.Protocol]:
-    """HTTP as uvicorn speaks it, that hangs up on clients that do not end the header of a request in time."""
+def _protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """HTTP as uvicorn speaks it, that hangs up on clients whose headers take too long, or are too long."""
 
-    class HeaderDeadline(HttpToolsProtocol):
-        deadline: asyncio.TimerHandle | None = None
+    class BoundedHeaders(HttpToolsProtocol):
+        deadline: asyncio.TimerHandle | None = None  # there is one while a header is on its way
+        header_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._start()
 
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.deadline is not None:
+                self._count(len(data))
+
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._start()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            super().on_header(name, value)
+            if self.deadline is None:  # behind a chunked body
+                self._count(len(name) + len(value))
 
         def on_headers_complete(self) -> None:
             self._end()
@@ -138,16 +149,22 @@ def _protocol(header_seconds: float) -> type[asyncio.Protocol]:
 
         def _start(self) -> None:
             self._end()
-            self.deadline = self.loop.call_later(header_seconds, self._hang_up)
+            self.deadline = self.loop.call_later(limits.header_seconds, self._hang_up, "did not end its header in time")
+
+        def _count(self, count: int) -> None:
+            self.header_bytes += count
+            if self.header_bytes > limits.header_bytes:
+                self._hang_up("sent too long a header")
 
         def _end(self) -> None:
+            self.header_bytes = 0
             if self.deadline is not None:
                 self.deadline.cancel()
                 self.deadline = None
 
-        def _hang_up(self) -> None:
+        def _hang_up(self, reason: str) -> None:
             if not self.transport.is_closing():
-                logging.getLogger("mcbeit.serve").info("a client did not end its header in time")
+                logging.getLogger("mcbeit.serve").info("a client %s", reason)
                 self.transport.close()
 
-    return HeaderDeadline
+    return BoundedHeaders

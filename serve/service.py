@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,8 @@ from mcbeit.model_folder import is_model_folder, read_model_folder
 from mcbeit.serve.admission import Admission
 from mcbeit.serve.cache import VectorCache
 from mcbeit.serve.config import FetchConfig, ServeConfig, api_keys
+from mcbeit.serve.decoding import Decoding
 from mcbeit.serve.errors import RequestError, invalid
-from mcbeit.serve.gate import PixelBudget
 from mcbeit.serve.metrics import Metrics
 from mcbeit.serve.model import Numbers, ServedModel, Shared, split_name
 from mcbeit.serve.payload import Decoded, Encoded, Link, Payload, Raw
@@ -42,8 +41,8 @@ class Service:
         self.keys = api_keys(config)
         self.metrics = Metrics()
         self.cache = VectorCache(config.cache_bytes)
-        self.pool = ThreadPoolExecutor(config.decode_threads or max(1, int(num_cores())), thread_name_prefix="read")
-        self._shared = Shared(self.pool, self.cache, PixelBudget(config.limits.pixels_in_flight), self.metrics)
+        self.decoding = Decoding(config.decode_threads or max(1, int(num_cores())), config.limits)
+        self._shared = Shared(self.decoding, self.cache, self.metrics)
         self._sources = _named(config.models)
         self.models = {name: self._open(name) for name in self._sources}
         self.admission = Admission(config.limits, self._seconds_per_item)
@@ -73,7 +72,7 @@ class Service:
                 self._own_indexes.close()
             if self.tracing is not None:
                 await asyncio.to_thread(self.tracing.close)
-            self.pool.shutdown(wait=False, cancel_futures=True)
+            self.decoding.close()
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; the first without one. Raises RequestError (404)."""
@@ -189,8 +188,9 @@ class Service:
         return ServedModel.open(name, self._sources[name], self.config, self._shared)
 
     def _seconds_per_item(self) -> float:
-        """Of the slowest model."""
-        return max(model.batcher.seconds_per_item for model in self.models.values())
+        """Of the slowest model, or of reading images if that is slower."""
+        slowest = max(model.batcher.seconds_per_item for model in self.models.values())
+        return max(slowest, self.decoding.seconds_per_item)
 
     async def _fetched(self, image: Payload, timings: Timings) -> Raw | Encoded | Decoded:
         if not isinstance(image, Link):

@@ -1,7 +1,7 @@
 """The ways in which clients write an image in JSON."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mcbeit.serve.errors import RequestError, invalid
@@ -21,16 +21,19 @@ def image_of(item: Any, where: str) -> Payload:
         raise error.at(where) from error
 
 
-def images_of_messages(messages: Sequence[Any]) -> list[Payload]:
+def images_of(items: Iterable[Any], name: str) -> Iterator[Payload]:
+    """The images that the items of a list are, one by one: who asks knows how many are allowed. Raises RequestError."""
+    return (image_of(item, f"{name}[{index}]") for index, item in enumerate(items))
+
+
+def images_of_messages(messages: Sequence[Any]) -> Iterator[Payload]:
     """The images in the content of chat messages, as vLLM takes them. Raises RequestError."""
-    found = []
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         content = message.get("content") if isinstance(message, Mapping) else None
         if not isinstance(content, list):
             raise _no_image(f"{where}.content must be a list of images").at(where)
-        found += [image_of(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
-    return found
+        yield from images_of(content, f"{where}.content")
 
 
 def _image(item: Any) -> Payload:

@@ -29,7 +29,7 @@ class Want(NamedTuple):
         patches = pooling in PATCHES
         if pooling is not None and not patches and pooling != spec.pooling:
             raise invalid(
-                f"pooling {pooling!r} is not in this model, which was exported with {spec.pooling!r}; allowed: "
+                f"pooling {pooling[:40]!r} is not in this model, which was exported with {spec.pooling!r}; allowed: "
                 f"{spec.pooling}, patch; export it again to change that",
                 param="pooling",
             )

@@ -1,7 +1,8 @@
 """Cohere's `/v2/embed`, for images."""
 
+from collections.abc import Iterable, Iterator
 from secrets import token_hex
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
@@ -10,7 +11,7 @@ from mcbeit.serve.call import Call
 from mcbeit.serve.endpoint import Family
 from mcbeit.serve.errors import RequestError, invalid
 from mcbeit.serve.payload import Payload
-from mcbeit.serve.spelling import image_of
+from mcbeit.serve.spelling import image_of, images_of
 from mcbeit.serve.vectors import Encoding, Want, to_json
 
 
@@ -18,22 +19,22 @@ class CohereRequest(BaseModel):
     """Exactly one of images and inputs; texts are refused."""
 
     model: str | None = None
-    images: list[str] | None = Field(None, description="Data URIs.")
+    images: Annotated[list[str], Field(fail_fast=True)] | None = Field(None, description="Data URIs.")
     inputs: list[Any] | None = Field(None, description='[{"content": [{"type": "image_url", "image_url": {...}}]}]')
-    texts: list[str] | None = None
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
     input_type: str | None = None
-    embedding_types: list[Encoding] = ["float"]
+    embedding_types: Annotated[list[Encoding], Field(fail_fast=True)] = ["float"]
     output_dimension: int | None = None
 
-    def payloads(self) -> list[Payload]:
+    def payloads(self) -> Iterator[Payload]:
         """What is to be embedded. Raises RequestError."""
         if self.texts:
             raise invalid("texts: this is an image-only model", code="modality_not_supported", param="texts")
         if (self.images is None) == (self.inputs is None):
             raise invalid("give exactly one of images and inputs", param="images")
         if self.images is not None:
-            return [image_of(image, f"images[{index}]") for index, image in enumerate(self.images)]
-        return [only_image(item, f"inputs[{index}]") for index, item in enumerate(self.inputs or [])]
+            return images_of(self.images, "images")
+        return only_images(self.inputs or [])
 
 
 def _body(error: RequestError) -> dict[str, Any]:
@@ -57,7 +58,12 @@ async def embed(call: Call) -> Response:
         })  # fmt: skip
 
 
-def only_image(item: Any, where: str) -> Payload:
+def only_images(items: Iterable[Any]) -> Iterator[Payload]:
+    """The images of a list of `{"content": [...]}`, one by one."""
+    return (_only_image(item, f"inputs[{index}]") for index, item in enumerate(items))
+
+
+def _only_image(item: Any, where: str) -> Payload:
     """The image of `{"content": [...]}`. Raises RequestError if there is none, or something beside it."""
     content = item.get("content") if isinstance(item, dict) else None
     if not isinstance(content, list) or len(content) != 1:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.responses import JSONResponse, Response
 
 from mcbeit.serve.call import Call, parse_form
@@ -16,8 +16,20 @@ from mcbeit.serve.store_items import Question, Scalar, StoreFacts, StoreHit, Sto
 from mcbeit.serve.vectors import Want
 
 MAX_ITEMS = 10_000  # vectors of one request; images have a limit of their own
+MAX_KEYS, MAX_VALUES = 32, 1000  # of a filter
 Embedding = Annotated[list[float], Field(fail_fast=True)] | str  # numbers, or base64 of little-endian float32
 Include = Literal["metadata", "embedding"]
+
+
+def _few(told: Any) -> Any:
+    """Raise ValueError for a filter that is far too large, before its parts are looked at."""
+    if isinstance(told, dict) and len(told) > MAX_KEYS:
+        raise ValueError(f"a filter has at most {MAX_KEYS} keys, found {len(told)}")
+    return told
+
+
+Values = Annotated[list[Scalar], Field(fail_fast=True, max_length=MAX_VALUES)]
+Filters = Annotated[dict[str, Scalar | Values], BeforeValidator(_few)]
 
 
 class IndexForm(BaseModel):
@@ -76,10 +88,8 @@ class SearchRequest(IndexForm):
     id: str | None = Field(None, description="Of an item that is in the index.")
     k: int = Field(10, description="How many.")
     offset: int = Field(0, description="Leave out so many of the nearest: the pages before.")
-    filter: dict[str, Scalar | list[Scalar]] = Field(
-        {}, description="Keys of the metadata: a value, or one of several."
-    )
-    include: list[Include] = ["metadata"]
+    filter: Filters = Field({}, description="Keys of the metadata: a value, or one of several.")
+    include: Annotated[list[Include], Field(fail_fast=True, max_length=2)] = ["metadata"]
     dedup: float | None = Field(None, description="Leave out what is more alike than this cosine to a better hit.")
     revision: str | None = Field(None, description="X-Model-Revision of the embedding, to be sure that it fits.")
 

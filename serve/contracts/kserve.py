@@ -5,8 +5,10 @@ and cropped already. Outputs: `embedding`, FP32 [n, dim]; `patch_tokens`, FP32 [
 """
 
 import json
+import reprlib
 import struct
 from collections.abc import Sequence
+from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from mcbeit import __version__
 from mcbeit.model_folder import EMBEDDING, PATCH_TOKENS
 from mcbeit.serve.call import Call, parse_form
-from mcbeit.serve.errors import RequestError, invalid
+from mcbeit.serve.errors import RequestError, invalid, too_large
 from mcbeit.serve.model import ServedModel
 from mcbeit.serve.payload import Decoded, Payload, Raw
 from mcbeit.serve.spelling import image_of
@@ -140,7 +142,7 @@ async def infer(call: Call) -> Response:
     found = _model(call)
     form, binary, is_raw = await _request(call)
     with call.timings.stage("parse"):
-        images = [Raw(bytes(binary))] if is_raw else _images(form, binary, found)
+        images = [Raw(bytes(binary))] if is_raw else _images(form, binary, found, call.service.config.limits.items)
         asked = _asked(form, binary_default=is_raw)
     numbers = {name: await call.matrix(images, _want(form, found, name)) for name in {one.name for one in asked}}
     with call.timings.stage("encode"):
@@ -169,14 +171,15 @@ async def _request(call: Call) -> tuple[InferRequest, memoryview, bool]:
     return parse_form(InferRequest, bytes(body[:length])), body[length:], False
 
 
-def _images(form: InferRequest, binary: memoryview, model: ServedModel) -> Sequence[Payload]:
+def _images(form: InferRequest, binary: memoryview, model: ServedModel, most: int) -> Sequence[Payload]:
     """The images of the one input that is known; the others are passed over. Raises RequestError."""
     found: list[Payload] | None = None
     for tensor in form.inputs:
         part = None
         if (size := tensor.parameters.get(BINARY_SIZE)) is not None:
             if not isinstance(size, int) or not 0 <= size <= len(binary):
-                raise invalid(f"input {tensor.name}: {BINARY_SIZE} is {size!r}, and {len(binary)} bytes are left")
+                told = f"{BINARY_SIZE} is {reprlib.repr(size)}, and {len(binary)} bytes are left"
+                raise invalid(f"input {tensor.name[:40]!r}: {told}")
             part, binary = binary[:size], binary[size:]
         if INPUT_TYPES.get(tensor.name) != tensor.datatype:
             raise invalid(
@@ -185,30 +188,33 @@ def _images(form: InferRequest, binary: memoryview, model: ServedModel) -> Seque
             )
         if found is not None:
             raise invalid("give image or pixels, not both")
-        found = _files(tensor, part) if tensor.name == IMAGE else _pixels(tensor, part, model.pixel_shape)
+        found = _files(tensor, part, most) if tensor.name == IMAGE else _pixels(tensor, part, model.pixel_shape)
     if len(binary):
         raise invalid(f"{len(binary)} bytes behind the JSON belong to no input")
     assert found is not None
     return found
 
 
-def _files(tensor: InputTensor, part: memoryview | None) -> list[Payload]:
+def _files(tensor: InputTensor, part: memoryview | None, most: int) -> list[Payload]:
     if part is None:
         data = tensor.data if isinstance(tensor.data, list) else [tensor.data]
         items = [item for row in data for item in (row if isinstance(row, list) else [row])]
         found: list[Payload] = [image_of(item, f"input[{index}]") for index, item in enumerate(items)]
     else:
-        found = [Raw(bytes(element)) for element in _elements(part)]
+        found = [Raw(bytes(element)) for element in _elements(part, most)]
     _check_count(tensor, len(found))
     return found
 
 
-def _elements(part: memoryview) -> list[memoryview]:
+def _elements(part: memoryview, most: int) -> list[memoryview]:
     """Each with its length in four bytes before it, little-endian."""
-    found, at = [], 0
+    found: list[memoryview] = []
+    at = 0
     while at < len(part):
         if at + 4 > len(part) or at + 4 + (length := struct.unpack_from("<I", part, at)[0]) > len(part):
             raise invalid("input image: the lengths of its elements do not fit its bytes")
+        if len(found) == most:
+            raise too_large(f"the request has more than the {most} images allowed", code="too_many_items")
         found.append(part[at + 4 : at + 4 + length])
         at += 4 + length
     return found
@@ -220,18 +226,21 @@ def _pixels(tensor: InputTensor, part: memoryview | None, shape: tuple[int, ...]
             f"input pixels has the shape {tensor.shape}; this model takes [n, {', '.join(map(str, shape))}]: resized "
             "and cropped, rows first, red green blue"
         )
-    if part is not None:
-        values = np.frombuffer(part, np.uint8)
-    else:
-        try:
-            numbers = np.array(tensor.data).reshape(-1)
-        except ValueError as error:
-            raise invalid("input pixels: its data is not an array") from error
-        if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > 255):
-            raise invalid("input pixels: its data must be whole numbers from 0 to 255")
-        values = numbers.astype(np.uint8)
+    values = _whole_numbers(tensor.data) if part is None else np.frombuffer(part, np.uint8)
     _check_count(tensor, len(values))
     return [Decoded(image) for image in values.reshape(-1, *shape)]
+
+
+def _whole_numbers(data: Any) -> np.ndarray:
+    """Nested lists as one row of uint8. Not by `np.array`, which gives every string the room of the longest."""
+    try:
+        while data and isinstance(data[0], list):
+            if len(set(map(len, data))) > 1:
+                raise invalid("input pixels: its data is not an array")
+            data = list(chain.from_iterable(data))
+        return np.frombuffer(bytes(data if isinstance(data, list) else [data]), np.uint8)
+    except (TypeError, ValueError, KeyError) as error:
+        raise invalid("input pixels: its data must be whole numbers from 0 to 255") from error
 
 
 def _check_count(tensor: InputTensor, count: int) -> None:

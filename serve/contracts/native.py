@@ -19,6 +19,20 @@ MULTIPART = "multipart/form-data"
 TRUE = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
+class _FormParser(MultiPartParser):
+    """Knows whether the last boundary came: without it, Starlette leaves the last part out and says nothing."""
+
+    is_whole = False
+
+    def on_end(self) -> None:
+        self.is_whole = True
+
+    def close(self) -> None:
+        """Let go of the parts, which may not all be in the form."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
 async def embed(call: Call) -> Response:
     """`POST /v1/embed`: one file as the body, or several as parts named `file` of multipart/form-data."""
     query = call.request.query_params
@@ -51,7 +65,7 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[bytes]:
     async def stream() -> Any:
         yield body
 
-    parser = MultiPartParser(headers, stream(), max_files=most, max_fields=most)
+    parser = _FormParser(headers, stream(), max_files=most, max_fields=most)
     parser.spool_max_size = len(body) + 1  # the body is in memory already
     try:
         form = await parser.parse()
@@ -62,7 +76,9 @@ async def _parts(headers: Headers, body: bytes, most: int) -> list[bytes]:
             ) from error
         raise invalid("the body is not valid multipart/form-data", code="invalid_multipart") from error
     found = [await part.read() for _, part in form.multi_items() if isinstance(part, UploadFile)]
-    await form.close()
+    parser.close()
+    if not parser.is_whole:
+        raise invalid("the form is truncated: its last boundary is missing", code="invalid_multipart")
     if not found:
         raise invalid(
             "the form holds no file; send each image as a part named file, with a filename", code="empty_input"

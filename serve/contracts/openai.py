@@ -4,6 +4,7 @@ Jina's clients speak to the same route; their names of options are taken too.
 """
 
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, model_validator
@@ -14,7 +15,7 @@ from mcbeit.serve.endpoint import new_id
 from mcbeit.serve.errors import RequestError, invalid
 from mcbeit.serve.model import ServedModel
 from mcbeit.serve.payload import Payload
-from mcbeit.serve.spelling import image_of, images_of_messages
+from mcbeit.serve.spelling import images_of, images_of_messages
 from mcbeit.serve.vectors import Encoding, Want, to_json
 
 PIXEL = (  # one, red
@@ -41,7 +42,7 @@ class EmbeddingsRequest(BaseModel):
     encoding_format: Encoding | None = Field(None, description="float, or base64 of little-endian float32; more below.")
     embedding_type: Encoding | None = Field(None, description="Jina's name of encoding_format.")
     dimensions: int | None = Field(None, description="Keep the first so many numbers, then scale to unit length.")
-    pooling: str | None = Field(None, description="The model's own, or patch: a vector per patch.")
+    pooling: str | None = Field(None, max_length=40, description="The model's own, or patch: a vector per patch.")
     normalize: bool | None = Field(
         None, validation_alias=AliasChoices("normalize", "normalized"), description="Default: as the model says."
     )
@@ -61,7 +62,7 @@ class EmbeddingsRequest(BaseModel):
         """How vectors are written."""
         return self.encoding_format or self.embedding_type or "float"
 
-    def images(self) -> list[Payload]:
+    def images(self) -> Iterator[Payload]:
         """What is to be embedded. Raises RequestError."""
         if self.messages is not None:
             return images_of_messages(self.messages)
@@ -72,7 +73,7 @@ class EmbeddingsRequest(BaseModel):
                 "check_embedding_ctx_length=False",
                 code="modality_not_supported", param="input",
             )  # fmt: skip
-        return [image_of(item, f"input[{index}]") for index, item in enumerate(items)]
+        return images_of(items, "input")
 
 
 async def embeddings(call: Call) -> Response:

@@ -1,5 +1,6 @@
 """text-embeddings-inference, with images where it has texts: `/embed`, `/embed_all`, `/info`, `/health`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -10,7 +11,7 @@ from mcbeit.serve.call import Call
 from mcbeit.serve.endpoint import Family
 from mcbeit.serve.errors import RequestError
 from mcbeit.serve.payload import Payload
-from mcbeit.serve.spelling import image_of
+from mcbeit.serve.spelling import images_of
 from mcbeit.serve.vectors import Want, to_json
 
 KINDS = {400: "Empty", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
@@ -24,12 +25,12 @@ class EmbedRequest(BaseModel):
     truncate: bool | None = Field(None, description="Nothing is truncated; taken for the clients that send it.")
     dimensions: int | None = None
 
-    def images(self) -> list[Payload]:
+    def images(self) -> Iterator[Payload]:
         """What is to be embedded. Raises RequestError."""
         items = self.inputs if isinstance(self.inputs, list) else [self.inputs]
         if not items:
             raise RequestError(400, "empty_input", "inputs is empty")
-        return [image_of(item, f"inputs[{index}]") for index, item in enumerate(items)]
+        return images_of(items, "inputs")
 
 
 def _status(error: RequestError) -> int:

@@ -6,8 +6,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from mcbeit.serve.call import Call
-from mcbeit.serve.contracts.cohere import only_image
-from mcbeit.serve.spelling import image_of
+from mcbeit.serve.contracts.cohere import only_images
+from mcbeit.serve.spelling import images_of
 from mcbeit.serve.vectors import Want, to_json
 
 
@@ -39,8 +39,7 @@ async def multimodal(call: Call) -> Response:
     """`POST /v1/multimodalembeddings`: a vector per image."""
     form = await call.form(VoyageRequest)
     model = call.model(form.model)
-    images = [only_image(item, f"inputs[{index}]") for index, item in enumerate(form.inputs)]
-    found = await call.matrix(images, Want.of(model.spec, dimensions=form.output_dimension))
+    found = await call.matrix(only_images(form.inputs), Want.of(model.spec, dimensions=form.output_dimension))
     encoding: Literal["float", "base64"] = form.output_encoding or "float"
     data = [{"object": "embedding", "index": index, "embedding": to_json(vector, encoding)}
             for index, vector in enumerate(found)]  # fmt: skip
@@ -55,8 +54,7 @@ async def multi_vector(call: Call) -> Response:
     model = call.model(form.model)
     normalize = True if form.normalized is None else form.normalized
     want = Want.of(model.spec, pooling="patch", dimensions=form.dimensions, normalize=normalize)
-    images = [image_of(item, f"input[{index}]") for index, item in enumerate(form.input)]
-    found = await call.matrix(images, want)
+    found = await call.matrix(images_of(form.input, "input"), want)
     data = [
         {"object": "embeddings", "index": index,
          "embeddings": [to_json(row, form.embedding_type) for row in patches.reshape(-1, patches.shape[-1])]}

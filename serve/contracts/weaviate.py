@@ -4,7 +4,7 @@ Its Go clients send no Content-Type to `/vectors`, follow no redirects, may send
 string from every answer.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from mcbeit import __version__
 from mcbeit.serve.call import Call
 from mcbeit.serve.errors import RequestError, invalid
-from mcbeit.serve.spelling import image_of
+from mcbeit.serve.spelling import image_of, images_of
 from mcbeit.serve.vectors import Want
 
 
@@ -26,8 +26,8 @@ class VectorsRequest(BaseModel):
 class VectorizeRequest(BaseModel):
     """Images, for multi2vec-clip; texts are refused, as this is an image-only model."""
 
-    texts: list[str] | None = None
-    images: list[str] | None = None
+    texts: Annotated[list[str], Field(fail_fast=True)] | None = None
+    images: Annotated[list[str], Field(fail_fast=True)] | None = None
 
 
 async def vectors(call: Call) -> Response:
@@ -42,8 +42,8 @@ async def vectorize(call: Call) -> Response:
     form = await call.form(VectorizeRequest)
     if form.texts:
         raise invalid("image-only model: it has no vectors of texts", code="modality_not_supported", param="texts")
-    images = [image_of(image, f"images[{index}]") for index, image in enumerate(form.images or [])]
-    found = (await call.matrix(images, Want())).tolist() if images else []
+    images = images_of(form.images or [], "images")
+    found = (await call.matrix(images, Want())).tolist() if form.images else []
     return JSONResponse({"textVectors": [], "imageVectors": found})
 
 

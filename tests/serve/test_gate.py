@@ -1,5 +1,7 @@
 """The image gate: what passes, and what is said of what does not."""
 
+import asyncio
+import struct
 import threading
 
 import numpy as np
@@ -9,15 +11,17 @@ from PIL import Image
 
 from mcbeit.preprocess import Preprocess
 from mcbeit.serve.config import Limits
+from mcbeit.serve.decoding import Decoding, PixelBudget
 from mcbeit.serve.errors import RequestError
-from mcbeit.serve.gate import ImageGate, PixelBudget
+from mcbeit.serve.gate import ImageGate
 
 RULE = Preprocess(image_size=32)
 ALL = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def gate(**limits: object) -> ImageGate:
-    return ImageGate(Limits(**limits), RULE, PixelBudget(400_000_000))  # type: ignore[arg-type]
+    found = Limits(**limits)  # type: ignore[arg-type]
+    return ImageGate(found, RULE, PixelBudget(found))
 
 
 @pytest.mark.parametrize(("name", "data"), good_images().items(), ids=good_images())
@@ -59,7 +63,7 @@ def test_pixels__refusals(limits: dict[str, object], data: bytes, status: int, t
 
 
 def test_budget__waits_until_others_have_ended() -> None:
-    budget, order = PixelBudget(100), []
+    budget, order = PixelBudget(Limits(pixels=100, pixels_in_flight=100)), list[str]()
     second_waits = threading.Event()
 
     def second() -> None:
@@ -79,3 +83,55 @@ def test_budget__waits_until_others_have_ended() -> None:
 def test_limits__a_budget_holds_at_least_one_image() -> None:
     with pytest.raises(ValueError, match="must hold one image"):
         Limits(pixels=1000, pixels_in_flight=999)
+
+
+def test_pixels__tiles_that_are_larger_than_the_image() -> None:
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 30_000, 323: 30_000, 324: 8, 325: 16}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    file = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(40)
+    with pytest.raises(RequestError, match="the tiles of the TIFF file have more than the 50000000 pixels"):
+        gate(formats=ALL).pixels(file)
+
+
+def test_budget__large_images_leave_half_of_it_to_others() -> None:
+    budget = PixelBudget(Limits(pixels=50, pixels_in_flight=100, large_pixels=40))
+    entered = threading.Event()
+
+    def second() -> None:
+        with budget.taking(50):
+            entered.set()
+
+    with budget.taking(50):
+        thread = threading.Thread(target=second)
+        thread.start()
+        with budget.taking(30):
+            assert not entered.wait(0.1)
+    assert entered.wait(10)
+    thread.join(10)
+
+
+def test_decoding__large_images_have_a_short_line_of_their_own() -> None:
+    async def work() -> None:
+        decoding, may_go = Decoding(2, Limits(waiting_large=2)), threading.Event()
+        waiting = [asyncio.create_task(decoding.run_large(may_go.wait)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(RequestError, match="2 large images are waiting") as caught:
+            await decoding.run_large(may_go.wait)
+        assert (caught.value.status, caught.value.retry_after) == (429, 2.0)
+        assert await decoding.run(lambda: "others go on") == "others go on"
+        may_go.set()
+        assert await asyncio.gather(*waiting) == [True, True]
+        assert await decoding.run_large(may_go.wait)
+        decoding.close()
+
+    asyncio.run(work())
+
+
+def test_decoding__learns_what_an_image_takes() -> None:
+    decoding = Decoding(2, Limits())
+    for _ in range(100):
+        decoding.learn(0.4)
+    assert decoding.seconds_per_item == pytest.approx(0.2)
+    assert decoding.is_large(16_000_000)
+    assert not decoding.is_large(15_999_999)
+    decoding.close()
