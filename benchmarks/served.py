@@ -38,10 +38,11 @@ def main() -> int:
     rows = np.unique(np.linspace(0, len(embeddings.vectors) - 1, options.images, dtype=int))
     with served(options.model, options.port) as (process, address):
         worst = compare(embeddings, rows, address)
-        print(f"look at it: {address}/demo (all routes: {address}/docs)")
         if options.keep:
-            print("Ctrl-C ends it")
+            print(f"look at it: {address}/demo (all routes: {address}/docs); Ctrl-C ends it", flush=True)
             process.wait()
+        else:
+            print(f"it also had a page, {address}/demo; with --keep, or KEEP=1 make demo, it stays")
     return int(worst < LEAST_COSINE)
 
 
