@@ -249,8 +249,9 @@ def test_request__its_latency_and_its_code(tab: Tab, client: httpx.Client, files
     tab.click("#again")
     tab.wait("!document.querySelector('#cached').hidden")
     assert {"infer", "queue"} & set(tab.evaluate(stages)) == set()
-    told = tab.evaluate("[...document.querySelectorAll('#legend dd')].map((time) => parseFloat(time.textContent))")
-    whole = tab.evaluate("parseFloat(document.querySelector('#round-trip').textContent)")
+    whole, *told = tab.evaluate(  # at one moment: the browser's own times come a little later than the answer
+        "[...document.querySelectorAll('#round-trip, #legend dd')].map((time) => parseFloat(time.textContent))"
+    )
     assert sum(told) == pytest.approx(whole, rel=0.02, abs=0.2)
 
     curl = tab.evaluate(text("#snippet"))
