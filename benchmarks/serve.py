@@ -148,7 +148,7 @@ def ask(port: int, images: list[bytes], clients: int, seconds: float) -> Rate:
             answer.read()
             if answer.status == 429:
                 refused[number] += 1
-                time.sleep(0.2)
+                time.sleep(float(answer.headers["retry-after-ms"]) / 1e3)  # as every client does
             elif answer.status != 200:
                 raise RuntimeError(f"status {answer.status}")
             elif before > end:

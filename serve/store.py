@@ -34,6 +34,7 @@ CREATE TABLE items (
     row INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, vector BLOB NOT NULL, checksum INTEGER NOT NULL,
     metadata TEXT
 );
+CREATE INDEX metadata_without_vectors ON items (metadata);
 """
 
 
