@@ -17,7 +17,7 @@ def serve_environment(config: RayConfig, folder: Path) -> dict[str, str]:
     """
     found = {
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": DRAIN_SECONDS,
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a proxy that was killed is replaced sooner than in half a minute
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # a killed proxy is soon replaced
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
     }
     if not config.haproxy or sys.platform != "linux":
