@@ -15,7 +15,7 @@ PIP_SHOWS := $(shell test -t 2 && echo --progress-bar on || echo --quiet --quiet
 # What a command leaves in the temporary folder goes when the command ends.
 IN_TMP := tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && trap 'exit 130' INT TERM && TMPDIR=$$tmp && export TMPDIR &&
 
-.PHONY: help setup test test-faults check format demo walkthrough clean new-torch
+.PHONY: help setup test test-faults soak check format demo walkthrough clean new-torch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,11 @@ setup: $(READY) ## create .venv with everything that training, tests and checks 
 test: $(READY) ## run the tests
 	@$(IN_TMP) $(BIN)/pytest -q
 
-test-faults: $(READY) ## run the long tests that kill workers, drivers and disks
+test-faults: $(READY) ## run the long tests: workers, drivers, disks and replicas die, 20,000 broken images
 	@$(IN_TMP) $(BIN)/pytest -q -m faults -s
+
+soak: $(READY) ## half an hour of mixed traffic on the service: does it fail, does its memory grow
+	@$(IN_TMP) $(BIN)/python benchmarks/soak.py
 
 check: $(READY) ## check format, lint and types
 	@$(BIN)/ruff format --check --quiet . || { echo "error: badly formatted files; run 'make format'" >&2; exit 1; }
