@@ -250,6 +250,8 @@ def _end(client: AsyncClient, loop: asyncio.AbstractEventLoop, thread: threading
     if threading.current_thread() is thread:  # where a garbage collection may be; nothing can be waited for
         loop.call_soon(loop.stop)
         return
+    if not thread.is_alive():  # in a process that was forked: it has no such thread to wait for
+        return
     asyncio.run_coroutine_threadsafe(client.close(), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()

@@ -26,7 +26,9 @@ class Limits(Config):
     pixels: int = Field(50_000_000, ge=1, le=89_000_000)  # of one image, by its header
     side: int = Field(16_384, ge=1, le=65_535)  # pixels, of the longer side
     aspect: float = Field(200, ge=1, le=65_535)  # of the longer to the shorter side
-    pixels_in_flight: int = Field(100_000_000, ge=1)  # decoded at the same time, of all requests; up to 28 bytes each
+    pixels_in_flight: int = Field(
+        100_000_000, ge=1
+    )  # decoded at the same time, of all requests; up to 28 bytes of memory each
     large_pixels: int = Field(16_000_000, ge=1)  # images from here on take at most half of the threads that decode
     waiting_large: int = Field(16, ge=1, le=100_000)  # of them, that are not decoded yet
     items: int = Field(256, ge=1, le=4096)  # images of one request

@@ -1,8 +1,8 @@
 """Files that cost far more than their size: thousands of parts beside a few pixels, and many passes over many pixels.
 
 A pass over all pixels takes ten bytes of a JPEG, so 100 kB can keep a thread busy for minutes, and a thread cannot be
-stopped. Pillow and libjpeg have no limits of these; here they are counted, which takes a millisecond, and no image that
-a camera or a program writes comes near.
+stopped. Pillow and libjpeg have no limits of these; here they are counted. The bounds are far above what cameras and
+programs write.
 """
 
 import re

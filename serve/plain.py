@@ -119,7 +119,7 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
 
     class BoundedHeaders(HttpToolsProtocol):
         deadline: asyncio.TimerHandle | None = None  # there is one while a header is on its way
-        header_bytes = 0
+        header_bytes = unfinished_bytes = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -128,16 +128,17 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.deadline is not None:
-                self._count(len(data))
+                self.unfinished_bytes += len(data)
+                self._check(self.unfinished_bytes)
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._start()
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            super().on_header(name, value)
-            if self.deadline is None:  # behind a chunked body
-                self._count(len(name) + len(value))
+            super().on_header(name, value)  # of those behind a chunked body, too
+            self.header_bytes += len(name) + len(value)
+            self._check(self.header_bytes)
 
         def on_headers_complete(self) -> None:
             self._end()
@@ -151,13 +152,12 @@ def _protocol(limits: Limits) -> type[asyncio.Protocol]:
             self._end()
             self.deadline = self.loop.call_later(limits.header_seconds, self._hang_up, "did not end its header in time")
 
-        def _count(self, count: int) -> None:
-            self.header_bytes += count
-            if self.header_bytes > limits.header_bytes:
+        def _check(self, count: int) -> None:
+            if count > limits.header_bytes:
                 self._hang_up("sent too long a header")
 
         def _end(self) -> None:
-            self.header_bytes = 0
+            self.header_bytes = self.unfinished_bytes = 0
             if self.deadline is not None:
                 self.deadline.cancel()
                 self.deadline = None

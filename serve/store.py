@@ -145,7 +145,7 @@ class VectorStore:
             reach = min(MAX_HITS, wanted * DEDUP_AHEAD if question.dedup is not None else wanted) + (own is not None)
             near = [one for one in self._vectors.search(query, reach, among) if one[0] != own]
             if question.dedup is not None:
-                near = self._different(near, question.dedup)
+                near = self._different(near, question.dedup, wanted)
             near = near[question.offset : wanted]
             return self._hits(near, with_vectors=question.with_vectors)
 
@@ -236,12 +236,17 @@ class VectorStore:
         assert question.vector is not None
         return self._unit_vectors([StoreItem("query", question.vector)])[0], None
 
-    def _different(self, near: list[tuple[int, float]], most: float) -> list[tuple[int, float]]:
-        vectors, kept = self._vectors.vectors([row for row, _ in near]), list[int]()
-        for index in range(len(near)):
-            if not kept or float((vectors[kept] @ vectors[index]).max()) <= most:
-                kept.append(index)
-        return [near[index] for index in kept]
+    def _different(self, near: list[tuple[int, float]], most: float, wanted: int) -> list[tuple[int, float]]:
+        """The first hits, as many as are wanted, of which none is more alike than that to one before it."""
+        vectors, kept = self._vectors.vectors([row for row, _ in near]), list[tuple[int, float]]()
+        better = np.empty((wanted, self.spec.dim), np.float32)
+        for hit, vector in zip(near, vectors, strict=True):
+            if len(kept) == wanted:
+                break
+            if not kept or float((better[: len(kept)] @ vector).max()) <= most:
+                better[len(kept)] = vector
+                kept.append(hit)
+        return kept
 
     def _hits(self, near: list[tuple[int, float]], *, with_vectors: bool) -> list[StoreHit]:
         found = {
@@ -293,5 +298,7 @@ def _check_question(question: Question) -> None:
         raise StoreError("invalid", "search for exactly one of an image, a vector and an id")
     if question.k < 1 or question.offset < 0 or question.k + question.offset > MAX_HITS:
         raise StoreError("invalid", f"k must be 1 or more, offset 0 or more, both together at most {MAX_HITS}")
+    if (question.with_vectors or question.dedup is not None) and question.k + question.offset > MAX_PAGE:
+        raise StoreError("invalid", f"with vectors or dedup, k and offset together may be at most {MAX_PAGE}")
     if question.dedup is not None and not -1 <= question.dedup <= 1:
         raise StoreError("invalid", f"dedup is {question.dedup}; it is a cosine, -1 to 1")

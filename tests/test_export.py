@@ -28,7 +28,7 @@ from mcbeit.export import ExportConfig, export_model
 from mcbeit.graph import write_graph
 from mcbeit.model_card import preprocessor_config, usage
 from mcbeit.model_folder import read_model_folder
-from mcbeit.onnx_encoder import OnnxEncoder
+from mcbeit.onnx_encoder import OnnxEncoder, open_session
 from mcbeit.preprocess import Preprocess
 from mcbeit.real_images import real_pixels
 from mcbeit.torch_encoder import TorchEncoder
@@ -418,6 +418,21 @@ def test_read_model_folder__knows_its_files(exported: Path, tmp_path: Path) -> N
         load_encoder(folder)
     (folder / "manifest.json").write_text(json.dumps({"kind": "mcbeit-weights"}))
     with pytest.raises(EncoderError, match=r"is the manifest of something else"):
+        load_encoder(folder)
+
+
+def test_encoder__of_a_folder_that_is_replaced_meanwhile(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(exported, tmp_path / "copy")
+
+    def replace_it(*arguments: Any, **options: Any) -> Any:
+        told = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**told, "license": "another"}))
+        return open_session(*arguments, **options)
+
+    monkeypatch.setattr("mcbeit.onnx_encoder.open_session", replace_it)
+    with pytest.raises(EncoderError, match="was replaced while it was read; load it again"):
         load_encoder(folder)
 
 

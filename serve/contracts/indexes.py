@@ -231,7 +231,7 @@ async def _embedded(
             "images again",
         )  # fmt: skip
     call.model(name)
-    payloads = [image_of(image, place) for image, place in zip(images, places, strict=True)]
+    payloads = map(image_of, images, places)  # one by one: who asks knows how many are allowed
     return list(await call.matrix(payloads, Want(), places=places))
 
 

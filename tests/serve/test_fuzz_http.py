@@ -1,6 +1,7 @@
 """Bytes that are no HTTP, bodies without end, answers without measure."""
 
 import base64
+import contextlib
 import gzip
 import re
 import socket
@@ -108,6 +109,16 @@ def test_headers__without_end_are_cut_off(client: httpx.Client, pieces: Callable
     address = (client.base_url.host, client.base_url.port or 80)
     with socket.create_connection(address, timeout=30) as raw, pytest.raises(ConnectionError):
         raw.sendall(b"".join(pieces()))
+    assert client.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("lines", [1, 100])
+def test_headers__that_end_beyond_the_limit_get_no_answer(client: httpx.Client, lines: int) -> None:
+    header = b"".join(b"X-Name: " + b"a" * (200_000 // lines) + b"\r\n" for _ in range(lines))
+    address = (client.base_url.host, client.base_url.port or 80)
+    with socket.create_connection(address, timeout=30) as raw, contextlib.suppress(ConnectionError):
+        raw.sendall(MODELS + header + b"\r\n")
+        assert raw.makefile("rb").read() == b""
     assert client.get("/v1/models").status_code == 200
 
 

@@ -119,6 +119,8 @@ def test_dedup(folder: StoreFolder) -> None:
     folder.upsert("shop", [item("a", 1), StoreItem("twin", near), item("b", 5)], OWN)
     assert names(folder, vector=vector(1), k=2) == ["a", "twin"]
     assert names(folder, vector=vector(1), k=2, dedup=0.95) == ["a", "b"]
+    assert names(folder, vector=vector(1), k=1, offset=1, dedup=0.95) == ["b"]
+    assert names(folder, vector=vector(1), k=1000, dedup=1.0) == ["a", "twin", "b"]
 
 
 def test_page__in_order_while_items_come_and_go(folder: StoreFolder) -> None:
@@ -163,6 +165,8 @@ def other_spec() -> EncoderSpec:
         (lambda f: f.search("shop", Question(vector(1), k=0), OWN), "invalid", "k must be 1"),
         (lambda f: f.search("shop", Question(vector(1), offset=10_000), OWN), "invalid", "at most 10000"),
         (lambda f: f.search("shop", Question(vector(1), dedup=2), OWN), "invalid", "it is a cosine"),
+        (lambda f: f.search("shop", Question(vector(1), k=1001, dedup=1.0), OWN), "invalid", "at most 1000"),
+        (lambda f: f.search("shop", Question(vector(1), k=1001, with_vectors=True), OWN), "invalid", "at most 1000"),
         (lambda f: f.search("shop", Question(vector(1), filter={'a" or 1': 1}), OWN), "invalid", "is no key"),
         (lambda f: f.search("shop", Question(vector(1)[:4]), OWN), "invalid", "4 numbers, not 8"),
         (lambda f: f.upsert("shop", [StoreItem("a", vector(1) * np.nan)], OWN), "invalid", "not finite"),
