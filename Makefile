@@ -23,7 +23,7 @@ help: ## list the targets
 setup: $(READY) ## create .venv with everything that training, tests and checks need
 
 test: $(READY) ## run the tests
-	@$(IN_TMP) $(BIN)/pytest -q
+	@$(IN_TMP) $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-faults: $(READY) ## run the long tests: workers, drivers, disks and replicas die, 20,000 broken images
 	@$(IN_TMP) $(BIN)/pytest -q -m faults -s
