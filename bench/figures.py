@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -65,10 +66,15 @@ class Curve(NamedTuple):
     other_name: str = ""
 
 
+def page_style() -> Markup:
+    """The style sheet that all pages have in common."""
+    return Markup(files("mcbeit.bench").joinpath("page.css").read_text(encoding="utf-8"))
+
+
 def curve_chart(curve: Curve) -> Markup:
     """A small line chart."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(width=3.4, height=2.2)
+        figure, axes = chart_axes(width=3.4, height=2.2)
         _line(axes, curve.steps, curve.values, label=curve.name, color=FIRST, linewidth=1.4)
         if curve.other is not None:
             _line(axes, curve.steps, curve.other, label=curve.other_name, color=SECOND, linewidth=1.2, linestyle="--")
@@ -76,7 +82,7 @@ def curve_chart(curve: Curve) -> Markup:
         axes.set_title(curve.title)
         axes.set_xlabel("step")
         axes.margins(x=0.02)
-        return _svg(figure, f"{curve.title} over the steps, last value {curve.values[-1]:.4g}")
+        return chart_svg(figure, f"{curve.title} over the steps, last value {curve.values[-1]:.4g}")
 
 
 def _line(axes: Axes, steps: Sequence[int], values: Sequence[float], **style: Any) -> None:
@@ -89,22 +95,23 @@ def code_use_chart(counts: Float[np.ndarray, " code"]) -> Markup:
     """The share of patches per code, the most frequent first, beside a codebook that is used evenly."""
     shares = 100 * np.sort(counts)[::-1] / max(counts.sum(), 1)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(width=4.6, height=2.2)
+        figure, axes = chart_axes(width=4.6, height=2.2)
         axes.stairs(shares, np.arange(len(shares) + 1), fill=True, color=FIRST, alpha=0.85)
         axes.axhline(100 / len(shares), color=SECOND, linewidth=1.2, linestyle="--", label="all codes used alike")
         axes.legend(frameon=False, fontsize=8)
         axes.set_xlabel("codes, the most frequent first")
         axes.set_ylabel("% of patches")
         axes.set_xlim(0, len(shares))
-        return _svg(figure, f"share of patches per code; the most frequent one has {shares[0]:.1f} %")
+        return chart_svg(figure, f"share of patches per code; the most frequent one has {shares[0]:.1f} %")
 
 
-def _axes(*, width: float, height: float) -> tuple[Figure, Axes]:
+def chart_axes(*, width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty chart of so many inches; draw within `matplotlib.rc_context(STYLE)`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def chart_svg(figure: Figure, label: str) -> Markup:
     """The chart as an element of the page: no links, no ids, and fonts, sizes and colours by CSS."""
     buffer = io.StringIO()
     figure.savefig(

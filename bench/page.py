@@ -57,6 +57,7 @@ def render(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"uri": figures.picture_uri}
     return environment.from_string(template).render(
+        style=figures.page_style(),
         name=run.path.resolve().name,
         version=mcbeit.__version__,
         facts=facts(run, records, source),

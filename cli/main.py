@@ -11,6 +11,7 @@ from mcbeit import __version__
 from mcbeit.errors import McbeitError
 
 COMMANDS = {
+    "bench": "mcbeit.cli.bench",
     "data": "mcbeit.cli.data",
     "doctor": "mcbeit.cli.doctor",
     "embed": "mcbeit.cli.embed",

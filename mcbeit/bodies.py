@@ -25,6 +25,7 @@ class Body(nn.Module):
     model: Any  # timm's or ours
     num_layers: int
     has_cls: bool
+    norms_tokens: bool  # whether `normed` changes them
     default_pooling: Pooling
     pooled_norm: nn.Module
 
@@ -38,11 +39,16 @@ class Body(nn.Module):
         """The tokens after the blocks `layers`, counted from 1; `norm` applies the norm of every token."""
         raise NotImplementedError
 
+    def normed(self, tokens: Tokens) -> Tokens:
+        """Tokens of `tokens(..., norm=False)` after the norm of every token; of networks without one as they are."""
+        raise NotImplementedError
+
 
 class BeitBody(Body):
     """Our backbone, or any BEiT of timm."""
 
     has_cls = True
+    norms_tokens = True
 
     def __init__(self, model: Beit) -> None:
         super().__init__()
@@ -77,6 +83,10 @@ class BeitBody(Body):
                 break
         return [found[number] for number in layers]
 
+    def normed(self, tokens: Tokens) -> Tokens:
+        """See `Body`."""
+        return _normed(tokens, self.model.norm)
+
     def split(self, tokens: Tensor) -> Tokens:
         """The cls token, and the patch tokens in their places."""
         return Tokens(tokens[:, 0], tokens[:, 1:].unflatten(1, self.grid))
@@ -90,7 +100,7 @@ class TimmBody(Body):
         self.model = model
         prefix = getattr(model, "num_prefix_tokens", None)
         self.num_prefix = int(prefix or 0)
-        self.is_transformer = prefix is not None
+        self.is_transformer = self.norms_tokens = prefix is not None
         self.has_cls = getattr(model, "cls_token", None) is not None
         self.num_layers = len(self.model.feature_info)
         self.pooled_norm = getattr(model, "fc_norm", None) or nn.Identity()
@@ -119,6 +129,10 @@ class TimmBody(Body):
                 found[self.num_layers] = self._split(end)
         return [found[number] for number in layers]
 
+    def normed(self, tokens: Tokens) -> Tokens:
+        """See `Body`."""
+        return _normed(tokens, self.model.norm) if self.is_transformer else tokens
+
     def _pair(self, found: Any) -> Tokens:
         patches, prefix = found if self.num_prefix else (found, None)
         return Tokens(prefix[:, 0] if prefix is not None and self.has_cls else None, patches.permute(0, 2, 3, 1))
@@ -130,3 +144,7 @@ class TimmBody(Body):
             return Tokens(features[:, 0] if self.has_cls else None, patches, features)
         is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         return Tokens(None, features if is_last else features.permute(0, 2, 3, 1), features)
+
+
+def _normed(tokens: Tokens, norm: nn.Module) -> Tokens:
+    return Tokens(None if tokens.cls is None else norm(tokens.cls), norm(tokens.patches))

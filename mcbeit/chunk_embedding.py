@@ -118,9 +118,10 @@ def row_shape(spec: EncoderSpec, *, patches: bool) -> tuple[int, ...]:
 class LocalCrew:
     """This process, as what makes chunks."""
 
-    def __init__(self, task: Task, source: ImageSource) -> None:
+    def __init__(self, task: Task, source: ImageSource, encoder: PixelEncoder | None = None) -> None:
+        """`encoder`: the task's, if it is open already."""
         self.task, self.source = task, source
-        self.encoder = task.open_encoder()
+        self.encoder = encoder or task.open_encoder()
         self.spec, self.notes = self.encoder.spec, self.encoder.notes
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
@@ -134,7 +135,7 @@ class LocalCrew:
             try:
                 waiting = deque(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, AT_ONCE))
                 while waiting:
-                    if (found := _wait(waiting[0], stop)) is None:
+                    if (found := wait_for(waiting[0], stop)) is None:
                         return
                     waiting.popleft()
                     waiting.extend(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, 1))
@@ -143,7 +144,8 @@ class LocalCrew:
                 embedder.stop()
 
 
-def _wait(future: Future[Chunk], stop: Stop) -> Chunk | None:
+def wait_for(future: Future[Chunk], stop: Stop) -> Chunk | None:
+    """What a thread makes; None if `stop` says so before."""
     while not stop():
         if wait([future], timeout=POLL_SECONDS).done:
             return future.result()

@@ -53,9 +53,16 @@ class Task:
 
     def open_encoder(self, threads: int | None = None) -> PixelEncoder:
         """The encoder, on `threads` unless the config says more. Raises EncoderError, WeightsError or ConfigError."""
+        return self.checked(load_encoder(self.model, self.encoder_config, **self.runtime(threads)))
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """What the config says of the encoder."""
         chosen = self.config.model_fields_set & set(EncoderConfig.model_fields)
-        config = EncoderConfig.model_validate({name: getattr(self.config, name) for name in chosen})
-        found = load_encoder(self.model, config, **self._runtime(threads))
+        return EncoderConfig.model_validate({name: getattr(self.config, name) for name in chosen})
+
+    def checked(self, found: PixelEncoder) -> PixelEncoder:
+        """The encoder, if it takes images of these channels. Raises EmbeddingError if not."""
         wanted = found.spec.preprocess.channels
         if wanted != self.config.data.channels:
             raise EmbeddingError(
@@ -64,7 +71,8 @@ class Task:
             )
         return found
 
-    def _runtime(self, threads: int | None) -> dict[str, Any]:
+    def runtime(self, threads: int | None = None) -> dict[str, Any]:
+        """How the encoder is computed, as `load_encoder` takes it."""
         told = {name: getattr(self.config, name) for name in ("threads", "precision", "provider")}
         told = {name: value for name, value in told.items() if value is not None}
         return told if threads is None or self.model == FAKE else {"threads": threads, **told}

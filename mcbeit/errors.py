@@ -65,6 +65,10 @@ class PictureError(McbeitError):
     """A picture of features cannot be drawn: of too few images, or of a place outside them."""
 
 
+class BenchError(McbeitError):
+    """A measurement is not possible with this model or these images, or a result of one cannot be used."""
+
+
 class Interrupted(Exception):
     """A training has ended early because somebody asked for it, and what it had done is saved."""
 

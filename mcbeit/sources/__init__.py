@@ -4,6 +4,7 @@ from mcbeit.sources.files import FileSource, open_folder
 from mcbeit.sources.joined import JoinedSource
 from mcbeit.sources.opening import PREPARED, SourceKind, open_source
 from mcbeit.sources.source import SUFFIXES, Damage, ImageSource, Labels, source_notes
+from mcbeit.sources.subset import SubsetSource
 
 __all__ = [
     "PREPARED",
@@ -14,6 +15,7 @@ __all__ = [
     "JoinedSource",
     "Labels",
     "SourceKind",
+    "SubsetSource",
     "open_folder",
     "open_source",
     "source_notes",

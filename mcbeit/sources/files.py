@@ -12,7 +12,7 @@ import numpy as np
 from mcbeit.errors import DataError
 from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
-from mcbeit.sources.source import Described, PackedNames, suffixes
+from mcbeit.sources.source import Described, Labels, PackedNames, suffixes
 
 
 class FileSource(Described):
@@ -22,7 +22,7 @@ class FileSource(Described):
         self,
         root: Path | str,
         paths: Sequence[str],
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | Labels | None = None,
         classes: Sequence[str] = (),
         passed_over: Counter[str] | None = None,
         channels: int = COLOURS,
@@ -69,6 +69,28 @@ def open_imagefolder(root: Path | str, *, channels: int = COLOURS) -> FileSource
     return FileSource(root, paths, [number[name] for name in names], classes, others, channels)
 
 
+def open_named(
+    root: Path | str,
+    paths: Sequence[str],
+    labels: Sequence[int] | Labels | None = None,
+    classes: Sequence[str] = (),
+    *,
+    where: str,
+    channels: int = COLOURS,
+) -> FileSource:
+    """The images below `root` that the file `where` names. Raises DataError if any is missing.
+
+    Files behind a URL are not looked for: each would be a request.
+    """
+    missing = [path for path in paths if not _is_there(location.join(str(root), path))]
+    if missing:
+        raise DataError(
+            f"'{where}' does not match the files below '{root or '.'}': {len(missing)} of {len(paths)} are missing, "
+            f"the first is '{missing[0]:.200}'"
+        )
+    return FileSource(root, paths, labels, classes, channels=channels)
+
+
 def suffix_of(path: str) -> str:
     """How the path ends, in small letters; "hidden" for a hidden file, the whole name where nothing tells its kind."""
     name = os.path.basename(path)  # noqa: PTH119 - pathlib is ten times slower here
@@ -91,3 +113,7 @@ def _find(root: str, channels: int) -> tuple[list[str], Counter[str]]:
             f"there is no image below '{root}' (found {found}); image files end in {', '.join(sorted(wanted))}"
         )
     return paths, others
+
+
+def _is_there(path: str) -> bool:
+    return location.is_url(path) or os.path.isfile(path)  # noqa: PTH113 - takes any text

@@ -1,12 +1,21 @@
 """Images that a text file names, with labels or without."""
 
 import os
+from typing import NamedTuple
 
 from mcbeit.errors import DataError
 from mcbeit.preprocess import COLOURS
 from mcbeit.sources import location
-from mcbeit.sources.files import FileSource
+from mcbeit.sources.files import FileSource, open_named
 from mcbeit.sources.labels import check_label
+
+
+class Listed(NamedTuple):
+    """What a list file says: paths, and for each the number of its class, or no labels at all."""
+
+    paths: list[str]
+    labels: list[int] | None
+    classes: list[str]
 
 
 def open_list(path: str, *, channels: int = COLOURS) -> FileSource:
@@ -16,6 +25,12 @@ def open_list(path: str, *, channels: int = COLOURS) -> FileSource:
     Paths are relative to the file's folder or, for `NAME_map.txt`, to the folder `NAME` beside it if there is one. They
     may be URLs, and beside a list behind a URL they are; whether these are there shows only when they are read.
     """
+    listed = read_list(path)
+    return open_named(_list_root(path), *listed, where=path, channels=channels)
+
+
+def read_list(path: str) -> Listed:
+    """The lines of a list file. Raises DataError if it is no text, is empty, or only some lines have a label."""
     try:
         lines = [line.strip() for line in location.read_bytes(path).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
@@ -30,17 +45,10 @@ def open_list(path: str, *, channels: int = COLOURS) -> FileSource:
             f"'{path}' has {sum(labelled)} lines with a label and {labelled.count(False)} without, such as "
             f"'{entries[line][0]}'; give every line an integer label, or none"
         )
-    root = _list_root(path)
-    missing = [] if location.is_url(root) else [name for name, _ in entries if not _is_file(location.join(root, name))]
-    if missing:
-        raise DataError(
-            f"'{path}' does not match the files below '{root or '.'}': {len(missing)} of {len(entries)} are missing, "
-            f"the first is '{missing[0]:.200}'"
-        )
     labels = [label for _, label in entries if label is not None]
     check_label(max(labels, default=0), path)
     classes = [str(i) for i in range(max(labels) + 1)] if labels else []
-    return FileSource(root, [name for name, _ in entries], labels or None, classes, channels=channels)
+    return Listed([name for name, _ in entries], labels or None, classes)
 
 
 def _split_label(line: str) -> tuple[str, int | None]:
@@ -52,7 +60,3 @@ def _list_root(path: str) -> str:
     folder, (stem, _) = location.parent(path), os.path.splitext(location.base_name(path))  # noqa: PTH122
     beside = location.join(folder, stem.removesuffix("_map"))
     return beside if stem.endswith("_map") and location.is_folder(beside) else folder
-
-
-def _is_file(path: str) -> bool:
-    return location.is_url(path) or os.path.isfile(path)  # noqa: PTH113 - takes any text

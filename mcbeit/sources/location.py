@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from mcbeit.errors import DataError
 from mcbeit.sources import remote
 
 MAX_EXPANDED = 10**5  # names that braces may stand for
 OPEN_FILES = 64  # handles that a process keeps
+MAX_DESCRIBED = 8  # names in a message
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -109,6 +110,25 @@ def walk(root: str) -> Iterator[str]:
         yield from (name if inner == "." else os.path.join(inner, name) for name in sorted(files))  # noqa: PTH118
 
 
+def names(folder: str) -> list[str]:
+    """The names of what lies directly in a folder, sorted; hidden ones are passed over. Raises DataError."""
+    if is_url(folder):
+        found = remote.names(folder)
+    else:
+        try:
+            found = os.listdir(folder)  # noqa: PTH208 - names are all that is wanted
+        except OSError as error:
+            _refuse(error)
+    return sorted(name for name in found if not name.startswith("."))
+
+
+def describe(folder: str) -> str:
+    """What lies directly in a folder, for a message."""
+    found = names(folder)
+    more = f" and {len(found) - MAX_DESCRIBED} more" if len(found) > MAX_DESCRIBED else ""
+    return f"found {', '.join(found[:MAX_DESCRIBED])}{more}" if found else "it is empty"
+
+
 def expand(location: str) -> list[str]:
     """The locations that a name with braces or wildcards stands for, as a shell would: in order, wildcards sorted.
 
@@ -181,7 +201,7 @@ def _stamp(status: os.stat_result) -> Stamp:
     return Stamp(status.st_size, status.st_mtime_ns)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise DataError(
         f"the folder '{error.filename}' cannot be read: {error.strerror}; change its permissions or move it"
     )

@@ -56,7 +56,7 @@ def _kind_of(path: str, kind: SourceKind, folders: FolderKind, channels: int) ->
     if kind in ("auto", *SHARD_SUFFIXES) and _is_remote_shard(path):
         return _kind_of_file(path, channels) if kind == "auto" else kind
     if not location.exists(path):
-        raise DataError(f"there is no image source at '{path}' (looked from {Path.cwd()}){_how_to_make(Path(path))}")
+        raise DataError(f"there is no image source at '{path}' (looked from {Path.cwd()}){how_to_make(Path(path))}")
     is_folder = location.is_folder(path)
     if kind == "auto":
         return _kind_of_folder(path, folders, channels) if is_folder else _kind_of_file(path, channels)
@@ -120,7 +120,7 @@ def _is_remote_shard(path: str) -> bool:
     return location.is_url(path) and path.endswith(tuple(SHARD_SUFFIXES.values()))
 
 
-def _how_to_make(path: Path) -> str:
+def how_to_make(path: Path) -> str:
     """What to type if the presets' own images are not there yet: they lie at data/NAME/SPLIT."""
     folder = path.parent
     if path.name not in ("train", "val") or folder.name not in PREPARED:

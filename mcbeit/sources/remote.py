@@ -67,6 +67,13 @@ def walk(root: str) -> Iterator[str]:
         yield "/".join(parts)
 
 
+def names(folder: str) -> list[str]:
+    """The names of what lies directly in a folder."""
+    files, path = _connect(folder)
+    with _listing(folder):
+        return [name.rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False)]
+
+
 def match(pattern: str) -> list[str]:
     """The URLs that match, sorted. Raises DataError for a chain of URLs, which has no place for a pattern."""
     if "::" in pattern:

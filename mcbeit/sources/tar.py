@@ -14,7 +14,7 @@ from mcbeit.sources import location, tar_cache
 from mcbeit.sources.labels import Numbered, number_labels
 from mcbeit.sources.location import Stamp
 from mcbeit.sources.source import Damage, Described, PackedNames, suffixes
-from mcbeit.sources.tar_index import Shard, read_index, reason_of
+from mcbeit.sources.tar_index import Shard, read_class_tars, read_index, reason_of
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 THREADS = 8  # shards that are indexed at a time: it is waiting for storage, mostly
@@ -73,16 +73,28 @@ def open_tar(shards: Sequence[str], *, channels: int = COLOURS) -> TarSource:
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda shard: _index(shard, suffixes(channels)), shards))
     _drop_incomplete(found)
+    return _source(found, channels)
+
+
+def open_class_tars(path: str, *, channels: int = COLOURS) -> TarSource:
+    """The images of a tar file of tar files, one per class: `ILSVRC2012_img_train.tar`. Raises DataError likewise."""
+    return _source([_index(path, suffixes(channels) | {".tar"})], channels)
+
+
+def _source(found: Sequence[Shard], channels: int) -> TarSource:
     if not any(shard.names for shard in found):
         others = ", ".join(f"{count} x {suffix}" for suffix, count in found[0].passed_over.most_common(4))
         reasons = [f"'{shard.name}': {shard.reason}" for shard in found if shard.reason]
         why = reasons[0] if reasons else f"found {others or 'no files at all'}"
-        raise DataError(f"there is no image in {len(shards)} tar files such as '{shards[0]}' ({why})")
+        raise DataError(f"there is no image in {len(found)} tar files such as '{found[0].name}' ({why})")
     return TarSource(found, channels)
 
 
 def _index(name: str, suffixes: frozenset[str]) -> Shard:
-    """Kept or read. Raises DataError if the file is not there; other trouble is the shard's `reason`."""
+    """Kept or read; with `.tar` among the suffixes, of the tar files in it.
+
+    Raises DataError if the file is not there; other trouble is the shard's `reason`.
+    """
     try:
         stamp = location.stamp_of(name)
     except FileNotFoundError as error:
@@ -91,7 +103,7 @@ def _index(name: str, suffixes: frozenset[str]) -> Shard:
         return Shard(name, Stamp(0, 0), reason=reason_of(error))
     if (kept := tar_cache.recall(name, stamp, suffixes)) is not None:
         return kept
-    shard = read_index(name, stamp, suffixes)
+    shard = (read_class_tars if ".tar" in suffixes else read_index)(name, stamp, suffixes)
     tar_cache.keep(shard, suffixes)
     return shard
 

@@ -36,6 +36,13 @@ class Shard:
     passed_over: Counter[str] = field(default_factory=Counter)
     reason: str | None = None
 
+    def add(self, image: "Member", label: int | str | None) -> None:
+        """Note one more image."""
+        self.names.append(image.name)
+        self.starts.append(image.start)
+        self.sizes.append(image.size)
+        self.labels.append(label)
+
     def drop_last(self) -> None:
         """Forget the last image."""
         for values in (self.names, self.starts, self.sizes, self.labels):
@@ -73,8 +80,38 @@ def read_index(name: str, stamp: Stamp, suffixes: frozenset[str]) -> Shard:
     return shard
 
 
+def read_class_tars(name: str, stamp: Stamp, suffixes: frozenset[str]) -> Shard:
+    """The same of a tar file of tar files, one per class and called as it, as ImageNet's are; nothing is unpacked."""
+    shard, broken = Shard(name, stamp), list[str]()
+    try:
+        with location.open_file(name) as file, location.open_file(name) as inside:
+            for tar in _members(file, shard):
+                if suffix_of(tar.name) != ".tar":
+                    shard.passed_over[suffix_of(tar.name)] += 1
+                elif (reason := _add_class(shard, inside, tar, suffixes)) is not None:
+                    broken.append(f"in '{tar.name}', {reason}")
+        shard.reason = shard.reason or next(iter(broken), None)
+    except OSError as error:
+        shard.reason = reason_of(error)
+    return shard
+
+
+def _add_class(shard: Shard, file: io.IOBase, tar: Member, suffixes: frozenset[str]) -> str | None:
+    """Note the images of a tar file within `file`, up to what is wrong with it, which is returned."""
+    name = tar.name.rpartition("/")[2].removesuffix(".tar")
+    inner = Shard(name, Stamp(tar.start + tar.size, 0))
+    file.seek(tar.start)
+    for member in _members(file, inner):
+        if suffix_of(member.name) in suffixes:
+            shard.add(member._replace(name=f"{name}/{member.name}"), name)
+        else:
+            inner.passed_over[suffix_of(member.name)] += 1
+    shard.passed_over += inner.passed_over
+    return inner.reason
+
+
 def _members(file: io.IOBase, shard: Shard) -> Iterator[Member]:
-    """The regular files of a tar file, in order; what ends it early is written to `shard.reason`."""
+    """The regular files of a tar file that begins where `file` is, in order; what ends it early is `shard.reason`."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -116,10 +153,7 @@ def _add(shard: Shard, file: io.IOBase, sample: Sequence[Member], suffixes: froz
     if chosen:
         label = _label(file, {member.extension: member for member in sample})
         for member in chosen:
-            shard.names.append(member.name)
-            shard.starts.append(member.start)
-            shard.sizes.append(member.size)
-            shard.labels.append(label)
+            shard.add(member, label)
 
 
 def _label(file: io.IOBase, members: dict[str, Member]) -> int | str | None:

@@ -57,6 +57,20 @@ def test_expand__refuses_what_matches_nothing_or_too_much(tmp_path) -> None:
             location.expand(name)
 
 
+def test_names__are_of_what_lies_directly_in_a_folder(tmp_path, memory) -> None:
+    for name in ("b/c.png", "a.png", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+        memory.pipe(f"/folder/{name}", b"")
+    assert location.names(str(tmp_path)) == location.names("memory://folder") == ["a.png", "b"]
+    assert location.describe(str(tmp_path)) == "found a.png, b"
+    for i in range(10):
+        (tmp_path / f"c{i}").mkdir()
+    assert location.describe(str(tmp_path)) == "found a.png, b, c0, c1, c2, c3, c4, c5 and 4 more"
+    with pytest.raises(DataError, match="cannot be read: Not a directory"):
+        location.names(str(tmp_path / "a.png"))
+
+
 # URLs
 
 

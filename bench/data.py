@@ -1,0 +1,82 @@
+"""The images of a benchmark, by the name that results carry: `--data NAME=PATH`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from mcbeit.bench.retrieval_data import RetrievalSet, open_retrieval
+from mcbeit.errors import ConfigError
+from mcbeit.preprocess import COLOURS
+from mcbeit.probe import pick
+from mcbeit.sources import ImageSource, SubsetSource
+from mcbeit.sources.imagenet import Splits, open_splits
+
+CLASSIFICATION = ("train", "val")
+RETRIEVAL = ("queries", "gallery")
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """Where images lie, and how many of them are used; small, so that it can be sent to workers."""
+
+    name: str
+    place: str
+    limit: int | None = None  # images of each split, drawn by `seed`
+    seed: int = 0
+    channels: int = COLOURS
+
+    @classmethod
+    def parse(cls, text: str, *, limit: int | None = None, seed: int = 0, channels: int = COLOURS) -> "BenchData":
+        """Read NAME=PATH. Raises ConfigError if it is not of that form."""
+        name, equals, place = text.partition("=")
+        if not (name and equals and place):
+            raise ConfigError(
+                f"--data '{text}' is not of the form NAME=PATH, for example fashion-mnist=data/fashion-mnist"
+            )
+        return cls(name, place, limit, seed, channels)
+
+    def splits(self) -> Splits:
+        """The labelled images to train on and to test on. Raises DataError if there are none."""
+        found = _splits(self.place, self.channels)
+        return found._replace(train=self._some(found.train), val=self._some(found.val))
+
+    def retrieval(self) -> RetrievalSet:
+        """Queries and gallery, all of them: a limit would take answers away. Raises DataError if there are none."""
+        return _retrieval(self.place, self.channels)
+
+    def open(self, split: str) -> ImageSource:
+        """The images of a split."""
+        if split in CLASSIFICATION:
+            return getattr(self.splits(), split)
+        return getattr(self.retrieval(), split)
+
+    def layout(self, splits: Sequence[str]) -> str:
+        """How the images of these splits lie on the disk."""
+        return self.splits().layout if splits[0] in CLASSIFICATION else self.retrieval().layout
+
+    def classes(self, splits: Sequence[str]) -> tuple[str, ...]:
+        """The names of classes, by number; none where images are retrieved."""
+        return tuple(self.splits().train.classes) if splits[0] in CLASSIFICATION else ()
+
+    def _some(self, source: ImageSource) -> ImageSource:
+        chosen = pick(source, self.limit, self.seed)
+        return source if len(chosen) == len(source) else SubsetSource(source, chosen)
+
+
+NOTHING = BenchData("", "")  # for a model that is not asked about images yet
+
+
+def forget_opened() -> None:
+    """Look at the disk again when images are asked for next."""
+    _splits.cache_clear()
+    _retrieval.cache_clear()
+
+
+@lru_cache(maxsize=4)
+def _splits(place: str, channels: int) -> Splits:
+    return open_splits(place, channels=channels)
+
+
+@lru_cache(maxsize=4)
+def _retrieval(place: str, channels: int) -> RetrievalSet:
+    return open_retrieval(place, channels=channels)

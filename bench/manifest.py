@@ -1,0 +1,71 @@
+"""Which images a measurement was made on, so that another one can be known to be of the same."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from mcbeit.config import Config
+from mcbeit.embeddings import Embeddings
+from mcbeit.errors import ImageError
+from mcbeit.sources import ImageSource
+
+NUM_HASHED = 256  # images whose content is hashed: all would take as long as to embed them
+MAX_LISTED = 20  # unreadable images that are named
+
+
+class Manifest(Config):
+    """The images of a split as they are before any is decoded."""
+
+    num_images: int = Field(ge=0)
+    num_lost: int = Field(ge=0)  # images of damaged shards, which are in no other number
+    num_classes: int = Field(ge=0)  # that occur; 0 without labels
+    names_sha256: str
+    labels_sha256: str | None
+    content_sha256: str  # of the bytes of `num_hashed` images, evenly spread
+    num_hashed: int = Field(ge=0)
+
+
+class Used(Config):
+    """The images of a split that a measurement could use."""
+
+    num_used: int = Field(ge=0)
+    num_unreadable: int = Field(ge=0)
+    unreadable: tuple[str, ...] = ()  # the names of the first of them
+
+
+def make_manifest(source: ImageSource) -> Manifest:
+    """Look at a source: its names and labels, and the content of some images."""
+    labels = source.labels
+    hashed = np.unique(np.linspace(0, len(source) - 1, num=min(NUM_HASHED, len(source))).round().astype(int))
+    return Manifest(
+        num_images=len(source),
+        num_lost=sum(damage.num_lost for damage in source.damaged),
+        num_classes=0 if labels is None else len(np.unique(labels)),
+        names_sha256=source.summary()["names_sha256"],
+        labels_sha256=None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
+        content_sha256=_hash_content(source, hashed.tolist()),
+        num_hashed=len(hashed),
+    )
+
+
+def used_images(source: ImageSource, found: Embeddings) -> Used:
+    """How many images have vectors, and which have none."""
+    missing = len(source) - len(found.paths)
+    names: Sequence[str] = ()
+    if missing:
+        there = set(found.paths)
+        names = [name for name in map(source.name, range(len(source))) if name not in there]
+    return Used(num_used=len(found.paths), num_unreadable=missing, unreadable=tuple(names[:MAX_LISTED]))
+
+
+def _hash_content(source: ImageSource, indices: Sequence[int]) -> str:
+    whole = hashlib.sha256()
+    for index in indices:
+        try:
+            content = source.read(index)
+        except (OSError, ImageError) as error:
+            content = type(error).__name__.encode()
+        whole.update(hashlib.sha256(content).digest())
+    return whole.hexdigest()

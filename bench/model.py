@@ -1,0 +1,89 @@
+"""A model to be measured: an encoder, or weights, with the cache of its vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mcbeit.bench.data import NOTHING, BenchData
+from mcbeit.bench.features import FeatureCache, Features, SplitTask
+from mcbeit.bench.pixels import PIXELS
+from mcbeit.bench.result import ModelFacts, ModelKind
+from mcbeit.bench.sweep import Column
+from mcbeit.bodies import Body
+from mcbeit.body_loading import load_body
+from mcbeit.embed_task import StreamConfig
+from mcbeit.encoder import ADDRESS, FAKE, TIMM, PixelEncoder
+from mcbeit.model_folder import is_model_folder
+
+KIND_NAMES: dict[ModelKind, str] = {
+    "torch": "weights in torch",
+    "onnx": "an exported graph",
+    "served": "a service",
+    "fake": "the fake encoder",
+    "pixels": "raw pixels",
+}
+
+
+def kind_of(source: str) -> ModelKind:
+    """What computes a model, by its name alone."""
+    if source.startswith(ADDRESS):
+        return "served"
+    if source == FAKE:
+        return "fake"
+    if source == PIXELS:
+        return "pixels"
+    is_folder = not source.startswith(TIMM) and is_model_folder(Path(source).expanduser())
+    return "onnx" if is_folder else "torch"
+
+
+@dataclass
+class BenchModel:
+    """One MODEL of a command, opened when it is first asked for."""
+
+    source: str
+    config: StreamConfig
+    cache: FeatureCache
+    reproduces: str | None = None
+
+    @property
+    def kind(self) -> ModelKind:
+        """What computes it."""
+        return kind_of(self.source)
+
+    @cached_property
+    def encoder(self) -> PixelEncoder:
+        """Its encoder, whose vectors are not scaled. Raises EncoderError, WeightsError, ServiceError or ConfigError."""
+        return self._task(NOTHING, "").open_encoder()
+
+    @cached_property
+    def body(self) -> Body:
+        """The network alone, without what is made of its tokens. Raises WeightsError or EncoderError."""
+        task = self._task(NOTHING, "")
+        return load_body(self.source, task.encoder_config).body
+
+    def features(self, data: BenchData, split: str, columns: Sequence[Column] = ()) -> Features:
+        """The vectors of a split: its embeddings, or those of several layers and poolings one after the other."""
+        task = self._task(data, split, columns)
+        return self.cache.get(task, task.open_encoder() if columns else self.encoder)
+
+    def facts(self) -> ModelFacts:
+        """For results."""
+        told = {name: getattr(self.config, name) for name in ("batch_size", "precision", "provider", "threads")}
+        return ModelFacts(
+            source=self.source,
+            kind=self.kind,
+            spec=self.encoder.spec,
+            computed={name: value for name, value in told.items() if value is not None},
+            notes=self.encoder.notes,
+            reproduces=self.reproduces,
+        )
+
+    def _task(self, data: BenchData, split: str, columns: Sequence[Column] = ()) -> SplitTask:
+        values: dict[str, Any] = {"data": self.config.data.model_copy(update={"source": f"{data.place} ({split})"})}
+        if self.kind != PIXELS:
+            values["normalize"] = False
+        given = self.config.model_fields_set & set(StreamConfig.model_fields)
+        config = StreamConfig.model_validate({**{name: getattr(self.config, name) for name in given}, **values})
+        return SplitTask(self.source, config, data=data, split=split, columns=tuple(columns))

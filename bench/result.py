@@ -1,0 +1,236 @@
+"""What was measured, with everything that it depends on: one JSON file per task, model and data.
+
+All metrics are fractions unless their name says more. Files are checked against the schema when they are written and
+when they are read; they are there whole or not at all.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from pydantic import Field, ValidationError
+
+from mcbeit.atomic import write_json
+from mcbeit.bench.manifest import Manifest, Used
+from mcbeit.config import Config
+from mcbeit.encoder import EncoderSpec
+from mcbeit.errors import BenchError
+
+SCHEMA_VERSION: Literal[1] = 1
+SUFFIX = ".json"
+Z = 1.959964  # standard errors to either side of a 95 % interval
+Selection = Literal["none", "last", "best on the test images", "held-out images"]
+ModelKind = Literal["torch", "onnx", "served", "fake", "pixels"]
+Preset = Literal["smoke", "short", "paper"]
+
+
+class Metric(Config):
+    """A number with its uncertainty."""
+
+    value: float
+    standard_error: float | None = None
+    interval: tuple[float, float] | None = None  # 95 %
+    uncertainty: str | None = None  # what the interval is of: other draws of the test images, other seeds
+    selection: Selection = "none"  # by what the best of several was chosen
+    num_samples: int | None = None
+    higher_is_better: bool = True
+
+
+class Curve(Config):
+    """A metric against something, one line or several."""
+
+    title: str
+    x_label: str
+    x: tuple[float, ...]
+    lines: dict[str, tuple[float, ...]]  # by name; a single one needs none
+
+
+class TaskFacts(Config):
+    """What was asked."""
+
+    name: str
+    version: int = Field(ge=1)  # of its protocol: numbers of different versions are not comparable
+    preset: Preset
+    overrides: tuple[str, ...] = ()  # what was changed of the preset
+    protocol: dict[str, Any]  # every setting, resolved
+    limit: int | None = None  # of images per split; None: all
+
+
+class ModelFacts(Config):
+    """Of whom."""
+
+    source: str  # as it was named
+    kind: ModelKind
+    spec: EncoderSpec  # name, fingerprint, preprocessing, pooling, layer, precision
+    computed: dict[str, Any] = Field({})  # batch size, precision of products, provider, threads
+    notes: tuple[str, ...] = ()
+    reproduces: str | None = None  # the published model that it is said to be
+
+
+class Split(Config):
+    """Which images, and what became of them."""
+
+    manifest: Manifest
+    used: Used
+
+
+class DataFacts(Config):
+    """On what."""
+
+    name: str
+    place: str
+    layout: str
+    seed: int = 0  # of the images that a limit left
+    classes: tuple[str, ...] = ()
+    splits: dict[str, Split]
+
+
+class Answers(Config):
+    """Whether each test image was answered rightly, packed: what makes two results comparable image by image."""
+
+    metric: str
+    count: int = Field(ge=0)
+    bits: str  # base64 of numpy.packbits
+
+    @classmethod
+    def of(cls, metric: str, correct: Bool[np.ndarray, " image"]) -> "Answers":
+        """Pack answers."""
+        return cls(metric=metric, count=len(correct), bits=base64.b64encode(np.packbits(correct).tobytes()).decode())
+
+    def unpack(self) -> Bool[np.ndarray, " image"]:
+        """The answers."""
+        packed = np.frombuffer(base64.b64decode(self.bits), np.uint8)
+        return np.unpackbits(packed, count=self.count).astype(bool)
+
+
+class Result(Config):
+    """One measurement."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    task: TaskFacts
+    model: ModelFacts
+    data: DataFacts
+    seeds: tuple[int, ...] = ()
+    primary: str  # the metric to quote
+    metrics: dict[str, Metric] = Field(min_length=1)
+    per_class: dict[str, tuple[float | None, ...]] = Field({})  # None: the class has no test image
+    confusion: tuple[tuple[int, ...], ...] | None = None  # counts; rows are the truth
+    curves: tuple[Curve, ...] = ()
+    answers: Answers | None = None
+    remarks: tuple[str, ...] = ()  # what must be read with the numbers
+    seconds: dict[str, float] = Field({})  # by phase
+    images_per_second: float | None = None  # of embedding, where nothing came from the cache
+    finished_at: str = ""  # UTC
+    environment: dict[str, Any] = Field({})
+    artifacts: dict[str, str] = Field({})  # file beside the results -> its SHA-256
+
+    @property
+    def run_id(self) -> str:
+        """A name that any change of task, model or data changes: results of one name can stand for each other."""
+        return run_id(
+            self.task, self.model, self.data.name, {name: one.manifest for name, one in self.data.splits.items()}
+        )
+
+
+def run_id(task: TaskFacts, model: ModelFacts, data: str, manifests: Mapping[str, Manifest]) -> str:
+    """See `Result.run_id`: it can be told before anything is measured."""
+    known = {
+        "task": task.model_dump(mode="json", exclude={"overrides"}),
+        "model": [model.kind, model.spec.model_dump(mode="json"), model.computed],
+        "data": {name: one.model_dump(mode="json") for name, one in manifests.items()},
+    }
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return "-".join([task.name, _slug(data), model.kind, _slug(model.spec.name), digest[:10]])
+
+
+def write_result(folder: Path, result: Result) -> Path:
+    """Write a result under its name. Raises BenchError if the disk does not take it."""
+    path = folder / f"{result.run_id}{SUFFIX}"
+    checked = Result.model_validate(json.loads(result.model_dump_json()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, checked.model_dump(mode="json"))
+    except OSError as error:
+        raise BenchError(
+            f"the result '{path}' cannot be written: {error.strerror or error}; make room, and go on with --resume"
+        ) from error
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Read a result. Raises BenchError if it is none, or if it was changed."""
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BenchError(f"there is no result at '{path}': {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise BenchError(
+            f"'{path}' is no result of mcbeit bench: {where}: {first['msg']} ({error.error_count()} mistakes)"
+        ) from error
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder that `mcbeit bench run` wrote, earliest first. Raises BenchError if there are none."""
+    paths = sorted((folder / "results").glob(f"*{SUFFIX}"))
+    if not paths:
+        raise BenchError(
+            f"'{folder}' holds no results; make some: mcbeit bench run -t knn -m MODEL --data NAME=PATH -o {folder}"
+        )
+    return sorted(map(read_result, paths), key=lambda result: result.finished_at)
+
+
+def accuracy(correct: Bool[np.ndarray, " image"], selection: Selection = "none") -> Metric:
+    """The share of right answers, with Wilson's interval for other draws of as many test images."""
+    count, value = len(correct), float(np.mean(correct))
+    middle = (value + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * math.sqrt(value * (1 - value) / count + Z**2 / (4 * count**2))
+    return Metric(
+        value=value,
+        standard_error=math.sqrt(value * (1 - value) / count),
+        interval=(max(0.0, middle - half), min(1.0, middle + half)),
+        uncertainty="binomial",
+        selection=selection,
+        num_samples=count,
+    )
+
+
+def mean_of(values: Float[np.ndarray, " query"], *, seed: int, draws: int = 1000) -> Metric:
+    """A mean over queries, with the percentiles of its bootstrap; queries without a value (nan) are left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        raise BenchError("no query has anything to be found, so there is nothing to measure")
+    rng = np.random.default_rng(seed)
+    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Metric(
+        value=float(values.mean()),
+        standard_error=float(means.std(ddof=1)),
+        interval=(float(low), float(high)),
+        uncertainty=f"bootstrap over queries, {draws} draws",
+        num_samples=len(values),
+    )
+
+
+def by_class(correct: Bool[np.ndarray, " image"], labels: np.ndarray, num_classes: int) -> tuple[float | None, ...]:
+    """The share of right answers among the images of each class."""
+    found = [correct[labels == label] for label in range(num_classes)]
+    return tuple(float(one.mean()) if len(one) else None for one in found)
+
+
+def confusion_counts(truth: np.ndarray, guess: np.ndarray, num_classes: int) -> tuple[tuple[int, ...], ...]:
+    """How often each class was taken for each."""
+    counts = np.bincount(truth * num_classes + guess, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return tuple(tuple(map(int, row)) for row in counts)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^0-9A-Za-z._]+", "-", name).strip("-")[-48:] or "model"

@@ -1,0 +1,60 @@
+"""What a task is, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mcbeit.bench.data import BenchData
+from mcbeit.bench.features import Features
+from mcbeit.bench.manifest import Used
+from mcbeit.bench.model import BenchModel
+from mcbeit.bench.result import Answers, Curve, Metric, Preset
+from mcbeit.config import Config, Seed
+
+Needs = Literal["embedding", "patch features", "weights"]
+MAX_CONFUSED = 100  # classes: a larger table nobody reads
+
+
+class TaskConfig(Config):
+    """The settings that every task has."""
+
+    seed: Seed = 0
+
+
+@dataclass
+class Outcome:
+    """What a task has measured; see `Result` for what the parts mean."""
+
+    primary: str
+    metrics: dict[str, Metric]
+    used: dict[str, Used]  # by split
+    per_class: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    curves: tuple[Curve, ...] = ()
+    answers: Answers | None = None
+    remarks: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    images_per_second: float | None = None
+    pictures: list[dict[str, Any]] = field(default_factory=list)  # neighbours, as the report draws them
+
+    def note_features(self, **splits: Features) -> None:
+        """Keep which images were used, and how long their vectors took."""
+        made = [one for one in splits.values() if one.seconds]
+        self.used = {name: one.used for name, one in splits.items()}
+        self.seconds["features"] = sum(one.seconds for one in made)
+        if made and len(made) == len(splits):
+            self.images_per_second = sum(len(one.vectors) for one in made) / self.seconds["features"]
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """A task: what it is, what it needs, and the function that measures."""
+
+    name: str
+    version: int  # of the protocol; a change that may change numbers raises it
+    title: str
+    needs: Needs
+    splits: tuple[str, ...]  # of the images
+    config: type[TaskConfig]
+    presets: dict[Preset, dict[str, Any]]  # what each sets of the config
+    run: Callable[[BenchModel, BenchData, Any], Outcome]

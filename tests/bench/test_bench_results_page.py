@@ -1,0 +1,68 @@
+"""`mcbeit bench report`: tables for a terminal, Markdown, and one page that needs no other file."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from measured import made_up, write_colours
+
+from mcbeit.bench.harness import make_plan, run
+from mcbeit.bench.result import write_result
+from mcbeit.bench.results_page import Written, write_report
+from mcbeit.bench.summary import headline
+from mcbeit.errors import BenchError
+from mcbeit.stop import StopRequest
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    folder = tmp_path_factory.mktemp("report")
+    colours = write_colours(folder / "colours")
+    found = make_plan(["knn,logreg"], ["pixels", "fake"], [f"colours={colours}"], preset="smoke", out=folder / "<out>")
+    list(run(found, resume=False, stop=StopRequest()))
+    return write_report(folder / "<out>")
+
+
+def test_models_are_rows_and_tasks_are_columns(written: Written) -> None:
+    (table,) = written.tables
+    assert table.cells[0] == ["model", "dim", "knn top1, k=20, T=0.07, smoke", "logreg top1, smoke"]
+    assert [row[0] for row in table.cells[1:]] == ["pixels [raw pixels]", "fake [the fake encoder]"]
+    assert table.cells[1][2].startswith("100.00 ± ")
+    assert any("preset smoke; at most 500 images per split: not comparable" in note for note in table.notes)
+
+
+def test_markdown_has_the_same_numbers(written: Written) -> None:
+    text = written.markdown.read_text()
+    assert "| model | dim | knn top1, k=20, T=0.07, smoke | logreg top1, smoke |" in text
+    assert "| pixels [raw pixels] | 3072 | 100.00 ± " in text
+
+
+def test_the_page_needs_nothing_else(written: Written) -> None:
+    html = written.page.read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", html)
+    assert "<script" not in html
+    assert "&lt;out&gt;" in html
+    assert html.count('<svg class="chart"') >= 2  # bars of both tasks
+    assert html.count('<details class="result"') == 4
+    assert "Neighbours" in html
+    assert "Confusion" in html
+
+
+def test_a_result_is_one_line_that_says_its_conditions() -> None:
+    line = headline(made_up(np.arange(10) < 8, preset="short", limit=10, overrides=("knn.k=[20]",)))
+    assert line == (
+        "knn on colours, a [the fake encoder]: top1 80.00 ± 22.66 % of 10 images "
+        "(preset short; at most 10 images per split; knn.k=[20])"
+    )
+
+
+def test_the_same_task_by_other_settings_is_another_column(tmp_path: Path) -> None:
+    for preset in ("paper", "short"):
+        write_result(tmp_path / "results", made_up(np.arange(10) < 8, preset=preset))
+    assert write_report(tmp_path).tables[0].cells[0] == ["model", "dim", "knn top1", "knn top1, short"]
+
+
+def test_a_report_of_nothing_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="holds no results"):
+        write_report(tmp_path)
