@@ -30,7 +30,13 @@ def command() -> None:
 @click.option("-t", "--task", "tasks", multiple=True, required=True, help="One or more, with commas; see `bench ls`.")
 @click.option("-m", "--model", "models", multiple=True, required=True, help="May be given several times.")
 @click.option("--data", multiple=True, required=True, metavar="NAME=PATH", help="May be given several times.")
-@click.option("--preset", type=click.Choice(["smoke", "short", "paper"]), default="paper", show_default=True)
+@click.option(
+    "--preset",
+    type=click.Choice(["smoke", "short", "paper"]),
+    default="paper",
+    show_default=True,
+    help="How much: a minute, what a laptop can do, or the protocol of publications.",
+)
 @click.option("-o", "--out", type=OUT, required=True, help="The folder of results and of features.")
 @click.option("--resume", is_flag=True, help="Keep the results and features that are there, and go on.")
 def run(
