@@ -40,7 +40,7 @@ format: $(READY) ## format the code, mend what ruff can mend
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search, serve (KEEP=1: go on serving)
+demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search, serve, measure (KEEP=1: go on serving)
 	@$(IN_TMP) $(BIN)/mcbeit data prepare fashion-mnist data/fashion-mnist \
 		&& $(BIN)/mcbeit train demo --resume \
 		&& $(BIN)/mcbeit report runs/demo --demand \
@@ -52,7 +52,12 @@ demo: $(READY) ## train on Fashion-MNIST, report, export, embed, search, serve (
 		&& $(BIN)/mcbeit index search runs/demo/index "$$query" --model runs/demo/fp32 -k 5 \
 		&& $(BIN)/mcbeit viz neighbours $$(ls -d data/fashion-mnist/val/* | while read class; do ls "$$class"/* | head -1; done) \
 			--model runs/demo/fp32 --index runs/demo/index -o runs/demo/pictures \
-		&& $(BIN)/python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy $(if $(KEEP),--keep)
+		&& $(BIN)/mcbeit bench run -t knn,logreg -m pixels -m runs/demo -m runs/demo/fp32 -m runs/demo/int8 \
+			--data fashion-mnist=data/fashion-mnist --preset short -o runs/demo/bench --resume \
+		&& $(BIN)/python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy $(if $(KEEP),--keep) -- \
+			$(BIN)/mcbeit bench run -t knn,logreg -m {address} \
+			--data fashion-mnist=data/fashion-mnist --preset short -o runs/demo/bench --resume \
+		&& $(BIN)/mcbeit bench report runs/demo/bench
 
 walkthrough: $(READY) ## about an hour: pretrain on emoji, export, find one style by another; docs/walkthrough.md
 	@$(IN_TMP) $(BIN)/mcbeit data prepare emoji data/emoji && $(BIN)/mcbeit data prepare photos data/photos \

@@ -3,13 +3,13 @@
     mcbeit data prepare emoji-styles data/emoji-styles
     python benchmarks/retrieval.py runs/emoji
 
-See mcbeit/bench/retrieval.py for the protocol, docs/walkthrough.md for a run of it.
+See mcbeit/bench/emoji_styles.py for the protocol, docs/walkthrough.md for a run of it.
 """
 
 import argparse
 from pathlib import Path
 
-from mcbeit.bench.retrieval import PAIRS, read_styles, rows
+from mcbeit.bench.emoji_styles import PAIRS, read_styles, rows
 from mcbeit.cli.tables import print_table
 from mcbeit.progress import Display
 

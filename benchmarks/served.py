@@ -2,8 +2,9 @@
 
     python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy            # a file that `mcbeit embed` wrote
     python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy --keep     # and go on serving
+    python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy -- mcbeit bench run -m {address} ...
 
-Ends with 1 if a vector is another one.
+What follows `--` runs while it is served. Ends with 1 if a vector is another one, or as that command ends.
 """
 
 import argparse
@@ -33,17 +34,20 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=500, help="how many, spread over all")
     parser.add_argument("--port", type=int, default=0, help="default: any that is free")
     parser.add_argument("--keep", action="store_true", help="go on serving until Ctrl-C")
+    parser.add_argument("command", nargs="*", help="what to run meanwhile; {address} is where it is served")
     options = parser.parse_args()
     embeddings = load_embeddings(options.embeddings)
     rows = np.unique(np.linspace(0, len(embeddings.vectors) - 1, options.images, dtype=int))
     with served(options.model, options.port) as (process, address):
         worst = compare(embeddings, rows, address)
+        words = [word.format(address=address) for word in options.command]
+        ended = subprocess.run(words).returncode if words else 0
         if options.keep:
             print(f"look at it: {address}/demo (all routes: {address}/docs); Ctrl-C ends it", flush=True)
             process.wait()
         else:
             print(f"it also had a page, {address}/demo; with --keep, or KEEP=1 make demo, it stays")
-    return int(worst < LEAST_COSINE)
+    return ended or int(worst < LEAST_COSINE)
 
 
 def compare(embeddings: Embeddings, rows: np.ndarray, address: str) -> float:

@@ -8,7 +8,7 @@ from backbones import backbone, save_backbone
 from images import photo
 from PIL import Image
 
-from mcbeit.bench.retrieval import PAIRS, compare, pixel_vectors, read_styles, score, sweep
+from mcbeit.bench.emoji_styles import PAIRS, compare, pixel_vectors, read_styles, score, sweep
 from mcbeit.body_loading import load_body
 from mcbeit.encoder import EncoderConfig, load_encoder
 from mcbeit.errors import DataError
