@@ -121,9 +121,10 @@ def main() -> None:
             min(one[other].seconds for other in (TORCH, FAISS) if other in one) / one[name].seconds for one in rounds
         )
         alike = same_neighbours(rounds[0][TORCH].found, rounds[0][name].found)
+        speed, minutes = flop / seconds / 1e9, IMAGENET_FLOP / flop * seconds / 60
         print(
-            f"{name:18} {seconds:8.2f} s  {options.queries / seconds:8.0f} queries/s  {flop / seconds / 1e9:6.0f} GFLOP/s"
-            f"  x {ratio:4.2f}  same neighbours {alike:.5f}  ImageNet-1k {IMAGENET_FLOP / flop * seconds / 60:6.1f} min"
+            f"{name:17} {seconds:8.2f} s  {options.queries / seconds:6.0f} queries/s  {speed:4.0f} GFLOP/s"
+            f"  x {ratio:4.2f}  same neighbours {alike:.5f}  ImageNet-1k {minutes:6.1f} min"
         )
 
 

@@ -7,7 +7,7 @@ import click
 from mcbeit.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from mcbeit.bench.runs.report import Report
+    from mcbeit.bench.run_report.report import Report
 
 
 @click.command
@@ -29,7 +29,7 @@ def command(model: str, assignments: tuple[str, ...], fresh: bool, demand: bool)
     mcbeit report runs/demo
     mcbeit report beit.pth data.source=data/emoji/train eval.queries=data/emoji/val
     """
-    from mcbeit.bench.runs.report import report_model
+    from mcbeit.bench.run_report.report import report_model
 
     found = report_model(model, assignments, fresh=fresh)
     show(found)

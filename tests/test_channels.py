@@ -13,7 +13,7 @@ from shards import write_parquet, write_tar
 from tiny import CHANNELS, pretrain_config, tokenizer_config, write_planes, write_shapes
 
 from mcbeit.augment import CropConfig, View, normalise, read_views
-from mcbeit.bench.runs.report import report, report_weights
+from mcbeit.bench.run_report.report import report, report_weights
 from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import dump
 from mcbeit.data import DataConfig, ViewDataset, batch_keys, make_loader

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import pretrain_config, tokenizer_config, write_shapes
 
-from mcbeit.bench.runs.report import report
+from mcbeit.bench.run_report.report import report
 from mcbeit.pretrain import pretrain
 from mcbeit.tokenizer_training import train_tokenizer
 

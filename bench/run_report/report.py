@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mcbeit.atomic import write_json
-from mcbeit.bench.runs import baselines
-from mcbeit.bench.runs.baselines import Comparison, Features
-from mcbeit.bench.runs.page import render
-from mcbeit.bench.runs.trained import fingerprint, load_trained
+from mcbeit.bench.run_report import baselines
+from mcbeit.bench.run_report.baselines import Comparison, Features
+from mcbeit.bench.run_report.page import render
+from mcbeit.bench.run_report.trained import fingerprint, load_trained
 from mcbeit.config import override, validate
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError

@@ -10,9 +10,9 @@ from jinja2 import Environment, StrictUndefined
 
 import mcbeit
 from mcbeit.bench import figures
-from mcbeit.bench.runs import examples
-from mcbeit.bench.runs.baselines import Features, class_names
-from mcbeit.bench.runs.trained import TrainedRun, read_tokenizer
+from mcbeit.bench.run_report import examples
+from mcbeit.bench.run_report.baselines import Features, class_names
+from mcbeit.bench.run_report.trained import TrainedRun, read_tokenizer
 from mcbeit.config import dump
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import RunError, WeightsError
@@ -54,7 +54,7 @@ def render(
     config, records = run.config, list(read_records(run.path))
     source, queries = config.data.open(), config.eval.queries
     shown = source if queries is None else open_source(queries, config.eval.kind, channels=config.data.channels)
-    template = files("mcbeit.bench.runs").joinpath("report.html").read_text(encoding="utf-8")
+    template = files("mcbeit.bench.run_report").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"uri": figures.picture_uri}
     return environment.from_string(template).render(

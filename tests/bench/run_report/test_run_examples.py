@@ -9,8 +9,8 @@ import torch
 from images import encode, photo, write_images
 from torch import Tensor
 
-from mcbeit.bench.runs.baselines import Features, open_probe
-from mcbeit.bench.runs.examples import (
+from mcbeit.bench.run_report.baselines import Features, open_probe
+from mcbeit.bench.run_report.examples import (
     code_use,
     contrast,
     image_at,
@@ -23,7 +23,7 @@ from mcbeit.bench.runs.examples import (
     target_examples,
     top_choices,
 )
-from mcbeit.bench.runs.trained import TrainedRun, load_trained, read_tokenizer
+from mcbeit.bench.run_report.trained import TrainedRun, load_trained, read_tokenizer
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import DataError
 from mcbeit.masked import ObjectiveConfig

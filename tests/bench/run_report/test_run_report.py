@@ -11,9 +11,9 @@ import torch
 from official import official_state
 from tiny import pretrain_config, write_shapes
 
-from mcbeit.bench.runs.baselines import Comparison, Row, open_probe, pixel_features, random_backbone
-from mcbeit.bench.runs.report import Report, report, report_model
-from mcbeit.bench.runs.trained import load_trained
+from mcbeit.bench.run_report.baselines import Comparison, Row, open_probe, pixel_features, random_backbone
+from mcbeit.bench.run_report.report import Report, report, report_model
+from mcbeit.bench.run_report.trained import load_trained
 from mcbeit.cli.tables import plain_table
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import ConfigError, DataError, RunError, WeightsError

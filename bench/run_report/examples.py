@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from mcbeit.augment import normalise
-from mcbeit.bench.runs.baselines import Features
-from mcbeit.bench.runs.trained import TrainedRun
+from mcbeit.bench.run_report.baselines import Features
+from mcbeit.bench.run_report.trained import TrainedRun
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import DataError, ImageError
 from mcbeit.masking import draw_mask

@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny import pretrain_config
 
-from mcbeit.bench.runs.baselines import Comparison, Row
-from mcbeit.bench.runs.report import Report
+from mcbeit.bench.run_report.baselines import Comparison, Row
+from mcbeit.bench.run_report.report import Report
 from mcbeit.cli.main import cli
 from mcbeit.cli.report import show
 from mcbeit.config import dump

@@ -11,7 +11,7 @@ import torch
 from images import encode, write_images
 from tiny import pretrain_config
 
-from mcbeit.bench.runs.baselines import (
+from mcbeit.bench.run_report.baselines import (
     MARGINS,
     Comparison,
     Row,
@@ -23,7 +23,7 @@ from mcbeit.bench.runs.baselines import (
     random_backbone,
     score,
 )
-from mcbeit.bench.runs.trained import load_trained
+from mcbeit.bench.run_report.trained import load_trained
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import DataError
 from mcbeit.pretrain_setup import PretrainConfig, build

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mcbeit.bench.runs.page import curves, facts, training_seconds
-from mcbeit.bench.runs.trained import load_trained
+from mcbeit.bench.run_report.page import curves, facts, training_seconds
+from mcbeit.bench.run_report.trained import load_trained
 from mcbeit.runfolder import read_records
 from mcbeit.sources import open_source
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import pretrain_config, tokenizer_config
 
-from mcbeit.bench.runs.trained import fingerprint, last_checkpoint, load_trained, read_config, read_tokenizer
+from mcbeit.bench.run_report.trained import fingerprint, last_checkpoint, load_trained, read_config, read_tokenizer
 from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import dump
 from mcbeit.dvae import DiscreteVAE

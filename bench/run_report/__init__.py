@@ -1,0 +1,1 @@
+"""Judging a pretraining run: `mcbeit report`."""
