@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32
 
-from mcbeit.bench.runs.baselines import random_backbone
+from mcbeit.bench.run_report.baselines import random_backbone
 from mcbeit.bodies import BeitBody
 from mcbeit.body_loading import LoadedBody, load_body
 from mcbeit.embedding_model import EmbeddingModel
@@ -109,7 +109,7 @@ def sweep(loaded: LoadedBody, layers: Sequence[int], paths: Sequence[Path]) -> d
 
 def before_training(run: Path, trained: LoadedBody) -> LoadedBody:
     """The backbone of a run as it was before step 0."""
-    from mcbeit.bench.runs.trained import read_config
+    from mcbeit.bench.run_report.trained import read_config
 
     config = read_config(run)
     model = random_backbone(config.model, trained.preprocess.image_size, config.seed, config.data.channels)

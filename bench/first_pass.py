@@ -81,7 +81,8 @@ def products(queries: Rounded, gallery: Rounded) -> Float32[Tensor, "query item"
     """For each query its inner products with the gallery, less the one with the centre, up to `error_bound`."""
     left, right = queries.numbers, gallery.numbers.T
     if left.dtype == torch.int8:
-        exact = torch._int_mm(left, right).float()
+        # torch 2.14 multiplies vectors of one number wrongly in int8
+        exact = torch._int_mm(left, right).float() if len(right) > 1 else left.float() * right.float()
         return torch.addcmul(gallery.offset, exact.mul_(gallery.scale), queries.scale[:, None])
     if left.dtype == torch.float32:
         return torch.addmm(gallery.offset, left, right)
@@ -112,11 +113,10 @@ def choose_format(device: torch.device) -> Format:
     return "bf16" if device.type == "cpu" and has_bf16_products() else "fp32"
 
 
-def require_products(number_format: Format, device: torch.device) -> Format:
-    """The format itself. Raises BenchError for int8 if the device has no exact products of it; others it imitates."""
+def require_products(number_format: Format, device: torch.device) -> None:
+    """Raises BenchError for int8 if the device has no exact products of it; the other formats can be imitated."""
     if number_format == "int8" and not has_int8_products(device):
         raise BenchError(f"first_pass=int8, but {device.type} has no instructions for it here; take auto")
-    return number_format
 
 
 def has_int8_products(device: torch.device) -> bool:

@@ -91,7 +91,7 @@ def make_plan(
     if config.reproduces is not None:
         check_reproduces(config.reproduces)
     for model in models:
-        check_possible(model, [one.task for one in asked])
+        check_possible(model, asked)
     limit = LIMITS[preset] if config.limit is None else config.limit
     if config.limit is not None and (whole := [one.task.name for one in asked if one.task.splits == RETRIEVAL]):
         raise ConfigError(
@@ -110,12 +110,12 @@ def _ask(task: BenchTask, preset: Preset, seed: int, assignments: Sequence[str])
     return Asked(task, validate(task.config, values, origin=f"the task {task.name}"), tuple(assignments))
 
 
-def check_possible(model: str, tasks: Sequence[BenchTask]) -> None:
+def check_possible(model: str, asked: Sequence[Asked]) -> None:
     """Raise BenchError if a task needs what a model of this kind does not give."""
     kind = kind_of(model)
     if kind == "torch":
         return
-    if refused := [task.name for task in tasks if task.needs == "weights"]:
+    if refused := [one.task.name for one in asked if one.task.needs == "weights" or one.config.needs_weights]:
         possible = [name for name, task in TASKS.items() if task.needs in WITHOUT_WEIGHTS]
         raise BenchError(
             f"{', '.join(refused)}: not possible with '{model}', {KIND_NAMES[kind]}, as weights are needed; possible: "
@@ -135,7 +135,7 @@ def run(
     folder = Path(plan.config.cache) if plan.config.cache else plan.out / "features"
     cache = FeatureCache(folder, plan.config.scale, stop)
     for source in plan.models:
-        model = BenchModel(source, plan.config, cache, plan.config.reproduces)
+        model = BenchModel(source, plan.config, cache, plan.config.reproduces, plan.out)
         for data in plan.data:
             is_probed = False
             for asked in plan.asked:

@@ -1,11 +1,10 @@
-"""Multinomial logistic regression with many L2 strengths, fitted together by L-BFGS.
+"""Multinomial logistic regression on fixed features, for many strengths of the L2 penalty together.
 
-The problems share the features and nothing else: each has its own history, step and line search, but all of them are
-evaluated by the same matrix products. For one strength C the objective is scikit-learn's,
-
-    C * sum of cross-entropies + |W|^2 / 2        (the intercepts are not pulled to zero),
-
-divided by C * (number of images), so that its gradients are of the same size for all of them.
+The objective is that of scikit-learn's LogisticRegression, C sum_i CE_i + |W|^2 / 2 without the intercepts, divided by
+C n; of two classes it penalises the difference of their weights, which is |W|^2 here. L-BFGS (`lbfgs.py`) minimises it
+from the frequencies of the classes on, in the principal axes of the features: there the curvature at the start is
+known, p (1 - p) times the variance along the axis plus 1 / (C n), and given to it, which spares most of the iterations
+that features of unlike variances cost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,224 +12,197 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
+from mcbeit.bench.lbfgs import Minima, Points, Values, minimise
 from mcbeit.errors import BenchError
+from mcbeit.whitening import Moments
 
-HISTORY = 10  # pairs of steps and changes of the gradient
-LOGIT_BYTES = 64 * 2**20  # of the scores that are there at once
-ARMIJO, CURVATURE = 1e-4, 0.9  # of the Wolfe conditions
-MAX_TRIALS = 20  # steps that are tried along a line
-Features = Shaped[np.ndarray, "image dim"]
+CHUNK_BYTES = 32 * 2**20  # of the features, and of the logits, of the images that are computed at once
+CHUNK_BYTES_ON_GPU = 2**30
+STATE_BYTES = 4 * 2**30  # of what L-BFGS keeps of the strengths that are fitted together
+COPIES = 30  # of the weights that it keeps
 
 
 class Logistic(NamedTuple):
-    """Fitted classifiers, one per strength."""
+    """Fitted classifiers, one per strength. A class without training images has the intercept -inf."""
 
-    weights: Float[Tensor, "strength class inputs"]  # the intercept is the last input
+    weights: Float[Tensor, "strength class dim_and_intercept"]  # the intercept last
     converged: Bool[np.ndarray, " strength"]
-    iterations: Int[np.ndarray, " strength"]
+    iterations: Int64[np.ndarray, " strength"]
 
-    def scores(self, features: Features) -> Float[np.ndarray, "strength image class"]:
-        """Logits."""
-        found = [_logits(self.weights, part) for part in _parts(features, self.weights)]
-        return torch.cat(found, dim=1).cpu().numpy()
+    def predict(self, features: Float[np.ndarray | Tensor, "image dim"]) -> Int64[np.ndarray, "strength image"]:
+        """The class with the largest logit."""
+        return np.concatenate([logits.argmax(dim=2).T.cpu().numpy() for logits in self._logits(features)], axis=1)
 
-    def predict(self, features: Features) -> Int64[np.ndarray, "strength image"]:
-        """The likeliest class."""
-        found = [_logits(self.weights, part).argmax(dim=2) for part in _parts(features, self.weights)]
-        return torch.cat(found, dim=1).cpu().numpy()
+    def scores(self, features: Float[np.ndarray | Tensor, "image dim"]) -> Float[np.ndarray, "strength image class"]:
+        """All logits: a number per strength, image and class, of which `predict` holds only a chunk."""
+        return np.concatenate([logits.transpose(0, 1).cpu().numpy() for logits in self._logits(features)], axis=1)
+
+    def _logits(self, features: np.ndarray | Tensor) -> Iterator[Float[Tensor, "chunk strength class"]]:
+        weights, intercepts = self.weights[..., :-1], self.weights[..., -1]
+        return (_logits(chunk, weights, intercepts) for _, chunk in _chunks(features, intercepts))
 
 
 def fit_logistic(
-    features: Features,
+    features: Float[np.ndarray | Tensor, "image dim"],
     labels: Int[np.ndarray, " image"],
     num_classes: int,
     strengths: Sequence[float],
     *,
     max_iterations: int = 1000,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-10,
     dtype: Literal["float32", "float64"] = "float64",
     device: torch.device | None = None,
 ) -> Logistic:
-    """Fit a classifier for every strength (scikit-learn's C).
+    """Fit a classifier for each strength, scikit-learn's C: the larger, the weaker the penalty.
 
-    A fit has converged if no part of its gradient is larger than `tolerance`. Raises BenchError for features that are
-    not finite, labels out of range, or labels of one class alone.
+    A fit has converged when it is expected to lower its objective by no more than `tolerance` times what it has lowered
+    it so far. Features may be mapped from a file; they are read in chunks. The device is CUDA if there is one. Raises
+    BenchError if a strength is not positive, if labels are no classes or all the same, or if features are not finite.
     """
-    _check(features, labels, num_classes)
+    _check(labels, num_classes, strengths)
+    classes, labels_of_classes = np.unique(labels, return_inverse=True)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    problem = _Problem(features, labels, num_classes, strengths, getattr(torch, dtype), device)
-    return _minimise(problem, max_iterations, tolerance)
-
-
-class _Problem:
-    """The objective of all strengths."""
-
-    def __init__(
-        self, features: Features, labels: np.ndarray, num_classes: int, strengths: Sequence[float],
-        dtype: torch.dtype, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.features = torch.from_numpy(np.array(features)).to(device=device, dtype=dtype)
-        self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
-        self.pull = 1 / (torch.tensor(list(strengths), dtype=dtype, device=device) * len(features))
-        self.shape = (len(strengths), num_classes, self.features.shape[1] + 1)
-
-    def start(self) -> Tensor:
-        """Where all begin: zeros."""
-        return torch.zeros(self.shape, dtype=self.features.dtype, device=self.features.device)
-
-    def __call__(self, weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """The values and gradients of the strengths `which`, whose weights these are."""
-        count = len(self.features)
-        values = torch.zeros(len(weights), dtype=weights.dtype, device=weights.device)
-        gradients = torch.zeros_like(weights)
-        for rows in torch.arange(count, device=weights.device).split(_rows_at_once(weights)):
-            inputs, truth = self.features[rows], self.labels[rows]
-            logits = _logits(weights, inputs)
-            target = truth.expand(len(weights), -1)[:, :, None]
-            values += (logits.logsumexp(dim=2) - logits.gather(2, target)[:, :, 0]).sum(dim=1) / count
-            error = torch.softmax(logits, dim=2)
-            error.scatter_add_(2, target, torch.full_like(target, -1, dtype=error.dtype))
-            gradients[:, :, :-1] += (error.transpose(1, 2) @ inputs) / count
-            gradients[:, :, -1] += error.sum(dim=1) / count
-        pull = self.pull[which]
-        values += 0.5 * pull * weights[:, :, :-1].square().sum(dim=(1, 2))
-        gradients[:, :, :-1] += pull[:, None, None] * weights[:, :, :-1]
-        return values, gradients
-
-
-def _minimise(problem: _Problem, max_iterations: int, tolerance: float) -> Logistic:
-    """L-BFGS of every problem side by side; those that are done leave the batch."""
-    weights = problem.start()
-    iterations, converged = np.full(len(weights), max_iterations), np.zeros(len(weights), bool)
-    active = torch.arange(len(weights), device=weights.device)
-    point, history = weights.clone(), _History()
-    value, gradient = problem(point, active)
-    is_stuck = torch.zeros_like(value, dtype=torch.bool)
-    for iteration in range(max_iterations + 1):
-        is_done = gradient.abs().amax(dim=(1, 2)) <= max(tolerance, 100 * torch.finfo(value.dtype).eps)
-        leaves = is_done | is_stuck | (iteration == max_iterations)
-        if bool(leaves.any()):
-            weights[active[leaves]], iterations[active[leaves].cpu()] = point[leaves], iteration
-            converged[active[is_done].cpu()] = True
-            active, point, value, gradient = (one[~leaves] for one in (active, point, value, gradient))
-            history.keep(~leaves)
-        if not len(active):
-            break
-        direction = history.direction(gradient)
-        step = _search(problem, active, point, value, gradient, direction)
-        is_stuck = step.length == 0
-        moved = step.length[:, None, None] * direction
-        history.add(moved, step.gradient - gradient)
-        point, value, gradient = point + moved, step.value, step.gradient
+    objective = _Objective(features, labels_of_classes, getattr(torch, dtype), device)
+    weight = (2 if len(classes) == 2 else 1) / len(labels)
+    penalties = torch.tensor([weight / strength for strength in strengths], dtype=torch.float64)
+    parts = [
+        objective.minimise(some, tolerance=tolerance, max_iterations=max_iterations)
+        for some in penalties.split(objective.num_together)
+    ]
+    weights = torch.zeros(len(strengths), num_classes, features.shape[1] + 1, dtype=objective.dtype, device=device)
+    weights[..., -1] = -torch.inf
+    weights[:, classes] = torch.cat([objective.weights(part.points) for part in parts])
+    converged, iterations = (
+        torch.cat(found).cpu().numpy() for found in zip(*(part[1:] for part in parts), strict=True)
+    )
     return Logistic(weights, converged, iterations)
 
 
-class _History:
-    """The last steps of every problem, and how they changed its gradient."""
-
-    def __init__(self) -> None:
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change, 1 / their product (0: not of use)
-
-    def add(self, step: Tensor, change: Tensor) -> None:
-        """One more pair."""
-        product = _dot(step, change)
-        usable = product > torch.finfo(product.dtype).eps * _dot(change, change)
-        self.pairs.append((step, change, torch.where(usable, 1 / product, 0)))
-        del self.pairs[:-HISTORY]
-
-    def keep(self, some: Tensor) -> None:
-        """Forget the other problems."""
-        self.pairs = [(step[some], change[some], inverse[some]) for step, change, inverse in self.pairs]
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        """Where each problem should go: Nocedal and Wright, algorithm 7.4; at first, down the gradient."""
-        if not self.pairs:
-            return -gradient / gradient.abs().sum(dim=(1, 2)).clamp(min=1)[:, None, None]
-        found, factors = gradient, []
-        for step, change, inverse in reversed(self.pairs):
-            factors.append(inverse * _dot(step, found))
-            found = found - factors[-1][:, None, None] * change
-        found = found * self._scale()[:, None, None]
-        for (step, change, inverse), factor in zip(self.pairs, reversed(factors), strict=True):
-            found = found + (factor - inverse * _dot(change, found))[:, None, None] * step
-        return torch.where((_dot(found, gradient) > 0)[:, None, None], -found, -gradient)
-
-    def _scale(self) -> Tensor:
-        """The size of the inverse Hessian, by each problem's last pair of use."""
-        scale = torch.ones_like(self.pairs[0][2])
-        for _, change, inverse in self.pairs:
-            scale = torch.where(inverse > 0, 1 / (inverse * _dot(change, change)).clamp(min=1e-300), scale)
-        return scale
+def _check(labels: Int[np.ndarray, " image"], num_classes: int, strengths: Sequence[float]) -> None:
+    if weak := [strength for strength in strengths if not strength > 0]:
+        raise BenchError(f"the strength C={weak[0]:g} is not positive")
+    if len(np.unique(labels)) < 2:
+        raise BenchError(f"the labels of {len(labels)} images name less than two classes: nothing to tell apart")
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        raise BenchError(f"labels lie in {labels.min()} to {labels.max()}, not in 0 to {num_classes - 1}")
 
 
-class _Step(NamedTuple):
-    """How far each problem went along its direction, and what it found there; 0 if nowhere was better."""
+class _Objective:
+    """What is minimised. A point holds weights along the principal axes, and intercepts at the mean of the features."""
 
-    length: Tensor
-    value: Tensor
-    gradient: Tensor
+    def __init__(
+        self,
+        features: Float[np.ndarray | Tensor, "image dim"],
+        labels: Int[np.ndarray, " image"],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.features, self.labels, self.dtype = features, torch.from_numpy(labels).to(device), dtype
+        mean, variances, axes = _principal_axes(features)
+        self.mean, self.axes = torch.from_numpy(mean).to(device, dtype), torch.from_numpy(axes).to(device, dtype)
+        self.variances = torch.from_numpy(variances).to(device)
+        self.frequencies = torch.bincount(self.labels).double() / len(labels)
 
+    @property
+    def num_together(self) -> int:
+        """How many strengths may be fitted at once."""
+        numbers = len(self.frequencies) * (len(self.mean) + 1) * COPIES
+        return max(1, STATE_BYTES // (numbers * self.dtype.itemsize))
 
-def _search(
-    problem: _Problem, which: Tensor, point: Tensor, value: Tensor, gradient: Tensor, direction: Tensor
-) -> _Step:
-    """A step that lowers the value enough and the slope too (weak Wolfe conditions), by bisection, of every problem."""
-    slope = _dot(direction, gradient)
-    low, high = torch.zeros_like(value), torch.full_like(value, torch.inf)
-    length, found = torch.ones_like(value), _Step(torch.zeros_like(value), value.clone(), gradient.clone())
-    open_ = torch.arange(len(value), device=value.device)
-    slack = 10 * torch.finfo(value.dtype).eps * value.abs()
-    for _ in range(MAX_TRIALS):
-        tried = length[open_]
-        new_value, new_gradient = problem(point[open_] + tried[:, None, None] * direction[open_], which[open_])
-        is_lower = new_value <= value[open_] + ARMIJO * tried * slope[open_] + slack[open_]
-        is_flatter = _dot(direction[open_], new_gradient) >= CURVATURE * slope[open_]
-        better = open_[is_lower]
-        found.length[better], found.value[better] = tried[is_lower], new_value[is_lower]
-        found.gradient[better] = new_gradient[is_lower]
-        high[open_[~is_lower]] = tried[~is_lower]
-        low[open_[is_lower & ~is_flatter]] = tried[is_lower & ~is_flatter]
-        open_ = open_[~(is_lower & is_flatter)]
-        if not len(open_):
-            break
-        length = torch.where(torch.isinf(high), 2 * length, (low + high) / 2)
-    return found
+    def minimise(self, penalties: Values, *, tolerance: float, max_iterations: int) -> Minima:
+        """The best points for some penalties, from the frequencies of the classes on."""
+        penalties = penalties.to(self.mean.device)
+        start = penalties.new_zeros(len(penalties), len(self.frequencies), len(self.mean) + 1)
+        start[..., -1] = self.frequencies.log()
+        curvature = torch.empty_like(start)
+        spread = self.frequencies * (1 - self.frequencies)
+        curvature[..., :-1] = spread[:, None] * self.variances + penalties[:, None, None]
+        curvature[..., -1] = spread
+        return minimise(
+            lambda points, which: self(points, penalties[which]),
+            start.flatten(1).to(self.mean),
+            (1 / curvature).flatten(1).to(self.mean),
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+        )
 
+    def weights(self, points: Points) -> Float[Tensor, "problem class dim_and_intercept"]:
+        """The weights of the features themselves, and the intercepts; less their mean, which changes no probability."""
+        weights, intercepts = self._plain(points)
+        both = torch.cat([weights, intercepts[..., None]], dim=2)
+        return both - both.mean(dim=1, keepdim=True)
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """The inner product of each problem."""
-    return (left * right).sum(dim=(1, 2))
+    def __call__(self, points: Points, penalties: Values) -> tuple[Values, Points]:
+        """The values at some points and the gradients."""
+        weights, intercepts = self._plain(points)
+        losses = torch.zeros_like(penalties)
+        pull, push = torch.zeros_like(weights), torch.zeros_like(intercepts)  # of the features, of the intercepts
+        for rows, chunk in _chunks(self.features, intercepts):
+            loss, errors = _cross_entropy(_logits(chunk, weights, intercepts), self.labels[rows])
+            losses += loss
+            push += errors.sum(dim=0)
+            pull += (errors.flatten(1).T @ chunk).view_as(pull)
+        along = points.view(*intercepts.shape, -1)[..., :-1]
+        gradients = torch.empty(*intercepts.shape, len(self.mean) + 1, dtype=self.dtype, device=self.mean.device)
+        gradients[..., :-1] = (pull - push[..., None] * self.mean) @ self.axes / len(self.labels)
+        gradients[..., :-1] += penalties[:, None, None].to(self.dtype) * along
+        gradients[..., -1] = push / len(self.labels)
+        values = losses / len(self.labels) + penalties / 2 * along.double().square().sum(dim=(1, 2))
+        return values, gradients.flatten(1)
+
+    def _plain(self, points: Points) -> tuple[Float[Tensor, "problem class dim"], Float[Tensor, "problem class"]]:
+        points = points.view(len(points), len(self.frequencies), -1)
+        weights = points[..., :-1] @ self.axes.T
+        return weights, points[..., -1] - weights @ self.mean
 
 
 def _logits(
-    weights: Float[Tensor, "strength class inputs"], features: Float[Tensor, "image dim"]
-) -> Float[Tensor, "strength image class"]:
-    strengths, classes, inputs = weights.shape
-    flat = F.linear(features, weights[:, :, :-1].reshape(-1, inputs - 1), weights[:, :, -1].reshape(-1))
-    return flat.unflatten(1, (strengths, classes)).transpose(0, 1)
+    features: Float[Tensor, "image dim"],
+    weights: Float[Tensor, "problem class dim"],
+    intercepts: Float[Tensor, "problem class"],
+) -> Float[Tensor, "image problem class"]:
+    return (features @ weights.flatten(0, 1).T).view(len(features), *intercepts.shape).add_(intercepts)
 
 
-def _rows_at_once(weights: Tensor) -> int:
-    return max(1, LOGIT_BYTES // (weights.element_size() * weights.shape[0] * weights.shape[1]))
+def _cross_entropy(
+    logits: Float[Tensor, "image problem class"], labels: Int64[Tensor, " image"]
+) -> tuple[Values, Float[Tensor, "image problem class"]]:
+    """The sums of the losses, and the gradients of the losses in the place of the logits."""
+    own = labels[:, None, None].expand(-1, logits.shape[1], 1)
+    logits -= logits.amax(dim=2, keepdim=True)
+    own_logits = logits.gather(2, own)
+    sums = logits.exp_().sum(dim=2, keepdim=True)
+    losses = (sums.log() - own_logits).sum(dim=(0, 2), dtype=torch.float64)
+    logits /= sums
+    logits.scatter_add_(2, own, torch.full_like(own_logits, -1))
+    return losses, logits
 
 
-def _parts(features: Features, weights: Tensor) -> Iterator[Tensor]:
-    """The features in parts whose logits are of bounded size."""
-    size = _rows_at_once(weights)
+def _chunks(
+    features: np.ndarray | Tensor, intercepts: Float[Tensor, "problem class"]
+) -> Iterator[tuple[slice, Tensor]]:
+    """So many features at a time that their logits fit in memory, in the format and on the device of the intercepts."""
+    most = CHUNK_BYTES_ON_GPU if intercepts.is_cuda else CHUNK_BYTES
+    size = max(1, most // (intercepts.itemsize * max(intercepts.numel(), features.shape[1])))
     for start in range(0, len(features), size):
-        yield torch.from_numpy(np.array(features[start : start + size])).to(weights)
+        rows = slice(start, start + size)
+        chunk = features[rows]
+        yield rows, (torch.from_numpy(np.array(chunk)) if isinstance(chunk, np.ndarray) else chunk).to(intercepts)
 
 
-def _check(features: Features, labels: np.ndarray, num_classes: int) -> None:
-    if len(features) != len(labels):
-        raise ValueError(f"{len(features)} vectors have {len(labels)} labels")
-    if not np.isfinite(features).all():
-        raise BenchError("some vectors hold numbers that are not finite; embed these images again")
-    if labels.min(initial=0) < 0 or labels.max(initial=0) >= num_classes:
-        raise BenchError(f"labels go from {labels.min()} to {labels.max()}, but there are {num_classes} classes")
-    if len(np.unique(labels)) < 2:
-        raise BenchError("all images have one class, so there is nothing to tell apart")
+def _principal_axes(
+    features: Float[np.ndarray | Tensor, "image dim"],
+) -> tuple[Float64[np.ndarray, " dim"], Float64[np.ndarray, " axis"], Float64[np.ndarray, "dim axis"]]:
+    """The mean, and the variances along the axes. Raises BenchError if features are not finite."""
+    moments = Moments(features.shape[1])
+    for rows, chunk in _chunks(features, torch.empty(1, 1, dtype=torch.float32)):
+        if not bool(chunk.isfinite().all()):
+            first = rows.start + int((~chunk.isfinite().all(dim=1)).nonzero()[0])
+            raise BenchError(f"the features of image {first} are not finite; look at the model that made them")
+        moments.add(chunk.numpy())
+    mean = moments.sum / moments.count
+    variances, axes = np.linalg.eigh(moments.squares / moments.count - np.outer(mean, mean))
+    return mean, np.maximum(variances, 0), axes

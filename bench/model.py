@@ -10,7 +10,7 @@ from mcbeit.bench.data import NOTHING, BenchData
 from mcbeit.bench.features import FeatureCache, Features, SplitTask
 from mcbeit.bench.pixels import PIXELS
 from mcbeit.bench.result import ModelFacts, ModelKind
-from mcbeit.bench.sweep import Column
+from mcbeit.bench.sweep import Column, SweepEncoder
 from mcbeit.bodies import Body
 from mcbeit.body_loading import load_body
 from mcbeit.embed_task import StreamConfig
@@ -46,6 +46,7 @@ class BenchModel:
     config: StreamConfig
     cache: FeatureCache
     reproduces: str | None = None
+    out: Path = Path()  # of the command: what a task makes beside its result lies there
 
     @property
     def kind(self) -> ModelKind:
@@ -62,6 +63,12 @@ class BenchModel:
         """The network alone, without what is made of its tokens. Raises WeightsError or EncoderError."""
         task = self._task(NOTHING, "")
         return load_body(self.source, task.encoder_config).body
+
+    def sweep_encoder(self, columns: Sequence[Column]) -> SweepEncoder:
+        """The network with the vectors of several layers and poolings."""
+        found = self._task(NOTHING, "", columns).open_encoder()
+        assert isinstance(found, SweepEncoder)
+        return found
 
     def features(self, data: BenchData, split: str, columns: Sequence[Column] = ()) -> Features:
         """The vectors of a split: its embeddings, or those of several layers and poolings one after the other."""

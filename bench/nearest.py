@@ -33,6 +33,8 @@ TILE_ON_GPU = (4096, 65536)
 GROWTH = 1.25  # of what has been searched, between two times that the candidates are sorted out
 CANDIDATE_BYTES = 512 * 2**20  # of the queries that are searched together
 PAIRS = 64  # scored in float64 at once: what stays in a core's cache
+MANY = 1000  # vectors per neighbour: with fewer, sorting out candidates costs more than cheap products save
+HUGE = 1e15  # numbers whose squares are near the end of float32, or not finite, are no part of the centre
 CENTER_SAMPLE = 1024  # gallery vectors whose mean is the centre
 
 
@@ -48,8 +50,11 @@ class _Search(NamedTuple):
 
     queries: Float[np.ndarray, "query dim"]
     gallery: Float[np.ndarray, "item dim"]
-    exclude: Int[np.ndarray, " query"]
+    exclude: Int64[np.ndarray, " query"]
     num_neighbours: int
+
+    def of(self, some: Int64[np.ndarray, " part"]) -> "_Search":
+        return self._replace(queries=self.queries[some], exclude=self.exclude[some])
 
 
 class _Found(NamedTuple):
@@ -71,45 +76,61 @@ def nearest(
 ) -> Nearest:
     """The `count` vectors of the gallery with the largest inner products with each query.
 
-    `exclude` holds for each query a gallery index that is not to be found, such as its own, or -1. The device of the
-    first pass is CUDA if there is one. Raises BenchError if the gallery has too few vectors or vectors of another
-    length, if numbers are not finite, and if the device lacks the products of the first pass.
+    `exclude` holds for each query a gallery index that is not to be found, such as its own, or -1. Vectors of float64
+    are rounded to float32 first. The device of the first pass is CUDA if there is one. Raises BenchError if the gallery
+    has too few vectors or vectors of another length, if numbers are not finite, and if the device lacks the products of
+    the first pass.
     """
-    asked, stored = _array(queries), _array(gallery)
-    without = np.full(len(asked), -1) if exclude is None else exclude
-    _check(asked, stored, count, num_excluded=int((without >= 0).any()))
+    without = np.full(len(queries), -1) if exclude is None else exclude.astype(np.int64)
+    search = _Search(_array(queries), _array(gallery), without, count)
+    _check(search)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = choose_format(device) if first_pass == "auto" else require_products(first_pass, device)
-    found = Nearest(np.empty((len(asked), count), np.float32), np.empty((len(asked), count), np.int64))
-    left = np.arange(len(asked))
-    for number_format in dict.fromkeys((chosen, "fp32")):
-        unproven = [left[:0]]
-        for some in _parts(left, CANDIDATE_BYTES // Candidates.bytes_per_query(count)):
-            part = _by_first_pass(_Search(asked[some], stored, without[some], count), number_format, device)
-            found.scores[some], found.indices[some] = part.scores, part.indices
-            unproven.append(some[~part.is_proven])
-        left = np.concatenate(unproven)
+    if first_pass == "auto":
+        first_pass = choose_format(device) if len(gallery) >= MANY * count else "fp32"
+    require_products(first_pass, device)
+    found = Nearest(np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64))
+    left = np.arange(len(queries))
+    for number_format in dict.fromkeys((first_pass, "fp32")):
+        left = _fill(found, search, left, number_format, device)
     for some in _parts(left, TILE[0]):
-        found.scores[some], found.indices[some] = _in_float64(_Search(asked[some], stored, without[some], count))
+        found.scores[some], found.indices[some] = _in_float64(search.of(some))
     return found
 
 
 def _array(vectors: np.ndarray | Tensor) -> np.ndarray:
-    return vectors.detach().cpu().numpy() if isinstance(vectors, Tensor) else vectors
+    found = vectors.detach().cpu().float().numpy() if isinstance(vectors, Tensor) else vectors
+    return found.astype(np.float32) if found.dtype == np.float64 else found
 
 
-def _check(asked: np.ndarray, stored: np.ndarray, count: int, *, num_excluded: int) -> None:
-    if asked.shape[1] != stored.shape[1]:
+def _check(search: _Search) -> None:
+    dim, count = search.gallery.shape[1], len(search.gallery)
+    if search.queries.shape[1] != dim:
         raise BenchError(
-            f"queries of {asked.shape[1]} numbers have no neighbours among vectors of {stored.shape[1]}; embed both "
-            "with the same model and pooling"
+            f"queries of {search.queries.shape[1]} numbers have no neighbours among vectors of {dim}; embed both with "
+            "the same model and pooling"
         )
-    most = len(stored) - num_excluded
-    if not 1 <= count <= most:
+    is_one = bool((search.exclude >= 0).any())
+    if not 1 <= search.num_neighbours <= count - is_one:
         raise BenchError(
-            f"a query has no {count} neighbours in a gallery of {len(stored)} vectors"
-            f"{' that it is one of' * num_excluded}; ask for 1 to {most}"
+            f"a query has no {search.num_neighbours} neighbours in a gallery of {count} vectors"
+            f"{' that it is one of' * is_one}; ask for 1 to {count - is_one}"
         )
+
+
+def _fill(
+    found: Nearest,
+    search: _Search,
+    left: Int64[np.ndarray, " left"],
+    number_format: Format,
+    device: torch.device,
+) -> Int64[np.ndarray, " unproven"]:
+    """Search for the queries that are left; those for which nothing is proven."""
+    unproven = [left[:0]]
+    for some in _parts(left, CANDIDATE_BYTES // Candidates.bytes_per_query(search.num_neighbours)):
+        part = _by_first_pass(search.of(some), number_format, device)
+        found.scores[some], found.indices[some] = part.scores, part.indices
+        unproven.append(some[~part.is_proven])
+    return np.concatenate(unproven)
 
 
 def _parts(rows: Int64[np.ndarray, " row"], size: int) -> Iterator[Int64[np.ndarray, " part"]]:
@@ -167,7 +188,7 @@ def _center(gallery: Float[np.ndarray, "item dim"]) -> Float32[Tensor, " dim"]:
     sample = gallery[:: -(-len(gallery) // CENTER_SAMPLE)]
     with np.errstate(invalid="ignore", over="ignore"):
         mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return torch.from_numpy(np.nan_to_num(mean, posinf=0, neginf=0))
+    return torch.from_numpy(np.where(np.abs(mean) < HUGE, mean, np.float32(0)))
 
 
 def _leave_out(tile: Float32[Tensor, "query item"], columns: Int64[Tensor, " query"]) -> None:

@@ -1,6 +1,5 @@
 """From images to vectors by a service: files are sent as they are, as its users send them."""
 
-import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,6 @@ class ServedCrew:
     def __init__(self, encoder: ServedEncoder, source: ImageSource) -> None:
         self.encoder, self.source = encoder, source
         self.spec, self.notes = encoder.spec, encoder.notes
-        self.waited: list[float] = []  # seconds per chunk
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """These chunks in their order; none after `stop` says so."""
@@ -53,9 +51,7 @@ class ServedCrew:
                 files[image] = self.source.read(image)
             except OSError as error:
                 unreadable.append(Unreadable(image, str(error)))
-        before = time.monotonic()
         rows = self._ask(files, unreadable)
-        self.waited.append(time.monotonic() - before)
         good = [image for image in files if image in rows]
         stacked = (
             np.stack([rows[image] for image in good])

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from mcbeit.bench.model import KIND_NAMES
 from mcbeit.bench.result import Metric, Result
 
+NOT_CHOSEN = ("none", "last")  # selections that choose nothing
+
 
 class Table(NamedTuple):
     """All results on one set of images: a row per model, a column per task."""
@@ -41,7 +43,7 @@ def conditions(result: Result) -> list[str]:
 def headline(result: Result) -> str:
     """One line for people."""
     metric = result.metrics[result.primary]
-    asides = [*conditions(result)] + ([] if metric.selection == "none" else [f"chosen on the {metric.selection}"])
+    asides = [*conditions(result)] + ([] if metric.selection in NOT_CHOSEN else [f"chosen on the {metric.selection}"])
     count = "" if metric.num_samples is None else f" of {metric.num_samples:,} images"
     text = f"{result.task.name} on {result.data.name}, {label(result)}: {result.primary} {percent(metric)} %{count}"
     return f"{text} ({'; '.join(asides)})" if asides else text
@@ -80,7 +82,7 @@ def _images(result: Result) -> str:
 def _notes(result: Result) -> list[str]:
     metric, told = result.metrics[result.primary], conditions(result)
     notes = [f"{result.task.name}: {'; '.join(told)}: not comparable with published numbers"] if told else []
-    if metric.selection != "none":
+    if metric.selection not in NOT_CHOSEN:
         notes.append(f"{result.task.name}: the best setting was chosen on the {metric.selection}")
     return notes
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
 from mcbeit.augment import normalise
@@ -63,14 +63,17 @@ class SweepEncoder(TorchEncoder):
         """See `PixelEncoder`."""
         if patches:
             return super().compute(pixels, patches=True)
-        with torch.inference_mode(), self._precision.autocast(self.device), thread_limit(self.threads):
-            images = normalise(
-                torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2),
-                self.spec.preprocess.mean,
-                self.spec.preprocess.std,
-            )
-            found = columns_of(self.model.body, images, self.columns)
-        return found.flatten(1).cpu().numpy()
+        return self.columns_of_images(torch.from_numpy(pixels).permute(0, 3, 1, 2)).flatten(1).cpu().numpy()
+
+    @torch.no_grad()
+    def columns_of_images(
+        self, images: Shaped[Tensor, "batch channel height width"]
+    ) -> Float32[Tensor, "batch column dim"]:
+        """The vectors of images that are not normalised yet."""
+        preprocess = self.spec.preprocess
+        with self._precision.autocast(self.device), thread_limit(self.threads):
+            inputs = normalise(images.to(self.device), preprocess.mean, preprocess.std)
+            return columns_of(self.model.body, inputs, self.columns)
 
     def _check(self, loaded: LoadedBody) -> None:
         depth = loaded.body.num_layers

@@ -1,4 +1,4 @@
-"""`mcbeit train`: tokenizers and backbones."""
+"""`mcbeit train`: tokenizers, backbones and classifiers."""
 
 import signal
 import sys
@@ -23,12 +23,13 @@ def command(
     address: str | None,
     print_config: bool,
 ) -> None:
-    """Train a tokenizer or a backbone by a preset's name or a config file, with KEY=VALUE overrides.
+    """Train a tokenizer or a backbone, or finetune one, by a preset's name or a config file, with KEY=VALUE overrides.
 
     \b
     mcbeit train mcbeit-tiny data.source=~/photos       your images, one command
     mcbeit train demo --print-config                    what it is and what it costs
     mcbeit train runs/demo/config.yaml run=runs/again   repeat a run
+    mcbeit train finetune-demo init=runs/demo           a classifier from a backbone and labelled images
     mcbeit train demo --workers 2                       two processes under Ray Train
     """
     from mcbeit.distributed import launch, speaks
@@ -55,4 +56,5 @@ def command(
         )
         raise
     if speaks():
-        click.echo(f"{config.run}: complete after {summary['step'] + 1:,} steps, loss {summary['loss']:.4f}")
+        accuracy = f", top-1 {summary['top1']:.4f}" if "top1" in summary else ""
+        click.echo(f"{config.run}: complete after {summary['step'] + 1:,} steps, loss {summary['loss']:.4f}{accuracy}")

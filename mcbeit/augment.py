@@ -55,6 +55,11 @@ class Box(NamedTuple):
     height: int
     width: int
 
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, as Pillow has them."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
     def shrunk(self, factor: int) -> "Box":
         """The same crop of an image whose sides are so many times shorter."""
         return Box(*(side // factor for side in self))
@@ -87,16 +92,22 @@ def read_views(
     """
     if channels != COLOURS:
         return _views_of_planes(decode_planes(data, channels), config, views, rng)
+    image, box = read_crop(data, config, max(view.size for view in views), rng)
+    return _views_of(image, box, config, views, rng)
+
+
+def read_crop(data: bytes, config: CropConfig, size: int, rng: np.random.Generator) -> tuple[Image.Image, Box]:
+    """An image file, and a crop of it that is to be rendered in `size` pixels: a large JPEG may come smaller."""
     drawn: list[tuple[Box, int]] = []
 
     def shrink(width: int, height: int) -> int:
         box = draw_box(height, width, config, rng)
         drawn.append((box, width))
-        return min(box.height, box.width) // (SPARE * max(view.size for view in views))
+        return min(box.height, box.width) // (SPARE * size)
 
     image = decode(data, shrink=shrink)
     ((box, width),) = drawn
-    return _views_of(image, box.shrunk(round(width / image.width)), config, views, rng)
+    return image, box.shrunk(round(width / image.width))
 
 
 def two_views(
@@ -110,10 +121,9 @@ def _views_of(
     image: Image.Image, box: Box, config: CropConfig, views: tuple[View, ...], rng: np.random.Generator
 ) -> list[Tensor]:
     if config.color_jitter:
-        image = _jitter(image, config.color_jitter, rng)
+        image = jitter(image, config.color_jitter, rng)
     flip = rng.random() < config.flip
-    cropped = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return _render_all(np.array(cropped), views, flip)
+    return _render_all(np.array(image.crop(box.edges)), views, flip)
 
 
 def _views_of_planes(
@@ -139,7 +149,8 @@ def _render(crop: Tensor, view: View, flip: bool) -> Tensor:
     return rendered.flip(-1) if flip else rendered
 
 
-def _jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+def jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Change brightness, contrast and saturation, in any order, each by a factor in 1 +- `strength`."""
     changes = [adjust_brightness, adjust_contrast, adjust_saturation]
     for index in rng.permutation(len(changes)):
         image = changes[index](image, rng.uniform(1 - strength, 1 + strength))

@@ -4,8 +4,8 @@ Every random choice is a function of (seed, epoch, image) alone, and the batches
 loader workers or training processes sees the same.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -15,15 +15,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mcbeit.atomic import write_bytes
 from mcbeit.augment import CropConfig, View, read_views
 from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
+from mcbeit.group import Group
 from mcbeit.machine import num_cores
 from mcbeit.masking import Grid, MaskConfig, draw_mask
-from mcbeit.multichannel import decode_image, require_tifffile
+from mcbeit.multichannel import require_tifffile
 from mcbeit.preprocess import COLOURS
 from mcbeit.sources import ImageSource, SourceKind, open_source
+from mcbeit.sources.opening import FolderKind
 from mcbeit.targets import masked_patch_ids
 
 MAX_TRIES = 100  # unreadable images in a row before a sample gives up
@@ -46,9 +47,12 @@ class DataConfig(Config):
             raise DataError("data.source is not set; say where your images are, for example data.source=~/photos")
         return self.source
 
-    def open(self) -> ImageSource:
-        """The source, checked. Raises DataError if the preset left it open, or if it cannot be used."""
-        source = open_source(self.required_source(), self.kind, channels=self.channels)
+    def open(self, *, folders: FolderKind = "folder") -> ImageSource:
+        """The source, checked; `folders` says what `auto` takes a folder as.
+
+        Raises DataError if the preset left it open, or if it cannot be used.
+        """
+        source = open_source(self.required_source(), self.kind, folders=folders, channels=self.channels)
         if self.channels != COLOURS and source.name(0).lower().endswith((".tif", ".tiff")):
             require_tifffile()  # here, where the error is one line, not in a loader process
         return source
@@ -105,6 +109,11 @@ class Batch(NamedTuple):
     dice: Float[Tensor, "image_mask die"]  # uniform in [0, 1): what the model's own choices are made by
     corrupt: list[Corrupt]
 
+    @property
+    def num_rows(self) -> int:
+        """Images, each counted once per mask."""
+        return len(self.dice)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; the copy overlaps with work there if the batch is pinned."""
         return self._replace(
@@ -118,6 +127,11 @@ class Batch(NamedTuple):
 def sample_generator(seed: int, key: Key) -> np.random.Generator:
     """The generator of everything random about one use of one image."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, key.image, key.epoch]))
+
+
+def step_generator(seed: int, step: int, rank: int) -> np.random.Generator:
+    """The generator of what one worker draws for a whole step."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 2, rank, step]))
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Int[np.ndarray, " image"]:
@@ -158,6 +172,17 @@ class ViewDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def sample_bytes(self) -> int:
+        """The size of the views of one image."""
+        channels = self.source.channels
+        pixel_bytes = channels if channels == COLOURS else 4 * channels  # uint8, or float32
+        return pixel_bytes * sum(view.size**2 for view in self.views)
+
+    def render(self, data: bytes, rng: np.random.Generator) -> list[Tensor]:
+        """The views of an image file. Raises ImageError if it cannot be decoded."""
+        return read_views(data, self.crop, self.views, rng, self.source.channels)
+
     def __getitem__(self, key: Key) -> Sample:
         rng = sample_generator(self.seed, key)
         index, views, corrupt = self._read(key.image, rng)
@@ -170,8 +195,7 @@ class ViewDataset(Dataset[Sample]):
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
-                data = self.source.read(index)
-                return index, read_views(data, self.crop, self.views, rng, self.source.channels), corrupt
+                return index, self.render(self.source.read(index), rng), corrupt
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
@@ -207,10 +231,7 @@ def make_loader(
     dataset: ViewDataset, keys: Iterable[list[Key]], batch_size: int, *, num_workers: int, pin: bool
 ) -> DataLoader[Sample]:
     """A loader of batches in the order of `keys`, one pass. `batch_size` bounds how far it reads ahead."""
-    channels = dataset.source.channels
-    pixel_bytes = channels if channels == COLOURS else 4 * channels  # uint8, or float32
-    batch_bytes = batch_size * pixel_bytes * sum(view.size**2 for view in dataset.views)
-    ahead = PREFETCH_BYTES // (batch_bytes * max(num_workers, 1))
+    ahead = PREFETCH_BYTES // (batch_size * dataset.sample_bytes * max(num_workers, 1))
     return DataLoader(
         dataset,
         batch_sampler=keys,  # an iterator of keys serves for one pass
@@ -222,82 +243,18 @@ def make_loader(
     )
 
 
+def make_share_loader(
+    dataset: ViewDataset, keys: Iterator[list[Key]], batch_size: int, config: DataConfig, group: Group, *, pin: bool
+) -> DataLoader[Sample]:
+    """A loader of this worker's share of the batches of `keys`, which have `batch_size` images each."""
+    shares = (list(group.share(batch)) for batch in keys)
+    num_workers = auto_workers(config, sharing=group.local_size)
+    return make_loader(dataset, shares, math.ceil(batch_size / group.size), num_workers=num_workers, pin=pin)
+
+
 def auto_workers(config: DataConfig, *, sharing: int = 1) -> int:
     """Loader processes: as configured, or half of the cores that this process may use, at most 8.
 
     `sharing` processes share the cores.
     """
     return config.num_workers if config.num_workers != "auto" else min(8, max(1, int(num_cores() / 2 / sharing)))
-
-
-class CorruptImages:
-    """The unreadable images of a run: each is listed once in `path`; too many of them stop the run.
-
-    Damaged shards are listed too, and count for the images that they have lost. Images that are listed already, by a
-    run that resumes, are read again: some may have been mended since. Raises DataError if there are too many already.
-    """
-
-    def __init__(self, source: ImageSource, path: Path, *, max_fraction: float) -> None:
-        self.source, self.path, self.max_fraction = source, path, max_fraction
-        self._names: set[str] = set()
-        self._num_lost = sum(damage.num_lost for damage in source.damaged)
-        if path.exists():
-            listed = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-            known = {name: line for line in listed if (name := line.partition("\t")[0])}
-            self._names = {name for name, index in _find(source, known) if not is_readable(source, index)}
-            text = "".join(f"{line}\n" for name, line in known.items() if name in self._names)
-            write_bytes(path, text.encode(errors="surrogateescape"))
-        if source.damaged:
-            self._list({damage.name: damage.reason for damage in source.damaged})
-            self._check(source.damaged[-1].name)
-
-    def __len__(self) -> int:
-        return len(self._names) + self._num_lost
-
-    def describe(self) -> str:
-        """How many images cannot be read, and where to look."""
-        return f"{self._share()} cannot be read; {self.path} lists them"
-
-    def add(self, corrupt: Sequence[Corrupt]) -> None:
-        """Record what batches report. Raises DataError above the allowed fraction."""
-        fresh = {self.source.name(bad.image): bad.reason for bad in corrupt}
-        fresh = {name: reason for name, reason in fresh.items() if name not in self._names}
-        if fresh:
-            self._record(fresh)
-
-    def _record(self, fresh: dict[str, str]) -> None:
-        self._names.update(fresh)
-        self._list(fresh)
-        self._check(next(reversed(fresh)))
-
-    def _list(self, reasons: dict[str, str]) -> None:
-        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(f"{name}\t{reason}\n" for name, reason in reasons.items())
-
-    def _check(self, last: str) -> None:
-        if len(self) > self.max_fraction * (len(self.source) + self._num_lost):
-            raise DataError(
-                f"{self._share()} cannot be read, more than data.max_corrupt_fraction={self.max_fraction:g} allows; "
-                f"the list with reasons is {self.path}, the last one is '{last}'. Mend these files or allow a larger "
-                "fraction, and go on with --resume; or remove them and start another run"
-            )
-
-    def _share(self) -> str:
-        about = "about " * bool(self._num_lost)
-        return f"{about}{len(self)} of {len(self.source) + self._num_lost} images"
-
-
-def _find(source: ImageSource, names: Container[str]) -> Iterator[tuple[str, int]]:
-    """The images of a source that have some of the names."""
-    for index in range(len(source)):
-        if (name := source.name(index)) in names:
-            yield name, index
-
-
-def is_readable(source: ImageSource, index: int) -> bool:
-    """Whether an image can be read and decoded."""
-    try:
-        decode_image(source.read(index), source.channels)
-    except (ImageError, OSError):
-        return False
-    return True

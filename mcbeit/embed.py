@@ -12,7 +12,7 @@ import numpy as np
 
 from mcbeit.chunk_embedding import LocalCrew, Stop, row_shape
 from mcbeit.chunks import Chunk, ChunkFolder, Plan, make_plan, open_chunks, writing
-from mcbeit.data import is_readable
+from mcbeit.corrupt import is_readable
 from mcbeit.embed_task import Task
 from mcbeit.embedding_files import check_format, write_embeddings
 from mcbeit.embeddings import Block, Description, Unreadables, companion, companions, describe

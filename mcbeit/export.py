@@ -189,7 +189,8 @@ def _images(source: str | Path, config: ExportConfig) -> DataConfig:
     if config.images.source is not None or training is None:
         return config.images
     data = {key: value for key, value in training.get("data", {}).items() if key in ("source", "kind", "channels")}
-    location = (training.get("eval") or {}).get("queries") or data.get("source")
+    judged = training.get("eval") or {}
+    location = judged.get("queries") or judged.get("source") or data.get("source")
     is_there = isinstance(location, str) and ("://" in location or Path(location).expanduser().exists())
     return DataConfig(**{**data, "source": location}) if is_there else config.images
 

@@ -1,19 +1,19 @@
-"""Continued pretraining: the weights that a run starts from, where its config names some as `init`."""
+"""The weights that a run starts from, where its config names some as `init`."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from mcbeit.checkpoint import CheckpointFolder
+from mcbeit.classifier import Classifier
 from mcbeit.errors import ConfigError
 from mcbeit.file_hash import file_hash
 from mcbeit.masked import MaskedImageModel
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import SIZES, ModelConfig
-from mcbeit.weight_architecture import VOCABULARY_HEAD
 from mcbeit.weights import Weights, fit_backbone, read_weights
 
 SHAPE = ("dim", "depth", "num_heads")
@@ -27,7 +27,11 @@ def model_for(init: str | None, model: ModelConfig) -> ModelConfig:
     """
     if init is None or model.model_fields_set >= set(ModelConfig.model_fields):
         return model
-    weights = read_weights(init, num_heads=model.num_heads)
+    return model_of(read_weights(init, num_heads=model.num_heads), model)
+
+
+def model_of(weights: Weights, model: ModelConfig) -> ModelConfig:
+    """`model_for` of weights that have been read."""
     taken = {
         key: value for key, value in _of_the_file(weights.model, model).items() if key not in model.model_fields_set
     }
@@ -42,34 +46,77 @@ def has_begun(run: Path) -> bool:
 
 
 def check_init(init: str | None, run: Path, model: ModelConfig, channels: int) -> None:
-    """Raise now what `start_from` would raise after a tokenizer was trained; a run that goes on needs no weights."""
+    """Raise now what `start_from` would raise after other work; a run that goes on needs no weights."""
     if init is not None and not has_begun(run):
         weights = read_weights(init, num_heads=model.num_heads)
         check_agrees(model, weights)
         check_channels(channels, weights)
 
 
-def start_from(init: str, model: MaskedImageModel, config: ModelConfig, preprocess: Preprocess) -> list[str]:
-    """Give `model` the weights `init`: backbone, mask token and vocabulary head, as far as the file has them.
+def start_from(
+    init: str, model: MaskedImageModel | Classifier, config: ModelConfig, preprocess: Preprocess
+) -> list[str]:
+    """Give `model` the weights `init`: backbone, mask token and head, as far as the file has them.
 
-    Positions are resized to the model's image size. Returns what a person should hear. Raises ConfigError if the model
-    is another one than that of the weights, WeightsError if they cannot be read.
+    The head of a file counts if it has as many outputs. Positions are resized to the model's image size. Returns what
+    a person should hear. Raises ConfigError if the model is another one than that of the weights, WeightsError if they
+    cannot be read.
     """
     weights = read_weights(init, num_heads=config.num_heads)
     check_agrees(config, weights)
     check_channels(preprocess.channels, weights)
-    has_head = weights.vocab_size == model.lm_head.out_features
-    state, account = fit_backbone(weights, config, preprocess.image_size, heads=VOCABULARY_HEAD if has_head else ())
+    head = head_of(model)
+    parameters = dict(head.parameters()) if head.fits(weights) else {}
+    state, account = fit_backbone(weights, config, preprocess.image_size, heads=parameters)
     if "mask_token" in account.fresh:
         state["mask_token"] = model.backbone.mask_token.detach()  # drawn, not zero
     with torch.no_grad():
-        for name, parameter in (*model.backbone.named_parameters(), *_head(model, has_head)):
+        for name, parameter in (*model.backbone.named_parameters(), *parameters.items()):
             parameter.copy_(state[name])
     return [
         f"starts from {_place(weights)}: {account.summary()}",
-        _head_note(weights, model.lm_head.out_features),
+        head.note(weights),
         *_preprocess_notes(weights, preprocess),
     ]
+
+
+class Head(NamedTuple):
+    """The layer after a backbone, and what people call it."""
+
+    layer: nn.Linear
+    key: str  # before the names of its tensors
+    name: str
+    outputs: str
+    giver: str  # of the number of outputs
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """By their names in a file of weights."""
+        return ((f"{self.key}.{name}", value) for name, value in self.layer.named_parameters())
+
+    def fits(self, weights: Weights) -> bool:
+        """Whether the weights have a head of this kind and size."""
+        return self._outputs_of(weights) == self.layer.out_features
+
+    def note(self, weights: Weights) -> str:
+        """What becomes of the head of the weights."""
+        count = self._outputs_of(weights)
+        if count is None:
+            return f"the {self.name} starts anew: the weights have none"
+        if count != self.layer.out_features:
+            counts = f"the weights have {count} {self.outputs}, the {self.giver} {self.layer.out_features}"
+            return f"the {self.name} starts anew: {counts}"
+        return f"the {self.name} of {count} {self.outputs} goes on, which is right for the same {self.giver} only"
+
+    def _outputs_of(self, weights: Weights) -> int | None:
+        bias = weights.tensors.get(f"{self.key}.bias")
+        return None if bias is None else len(bias)
+
+
+def head_of(model: MaskedImageModel | Classifier) -> Head:
+    """The head of a model."""
+    if isinstance(model, Classifier):
+        return Head(model.head, "head", "classifier", "classes", "images")
+    return Head(model.lm_head, "lm_head", "vocabulary head", "codes", "tokenizer")
 
 
 def check_agrees(config: ModelConfig, weights: Weights) -> None:
@@ -128,20 +175,6 @@ def _place(weights: Weights) -> str:
     if weights.path is None:
         return weights.origin
     return f"{weights.path} (SHA-256 {file_hash(weights.path)})"
-
-
-def _head(model: MaskedImageModel, taken: bool) -> list[tuple[str, nn.Parameter]]:
-    return [(f"lm_head.{name}", value) for name, value in model.lm_head.named_parameters()] if taken else []
-
-
-def _head_note(weights: Weights, vocab_size: int) -> str:
-    if weights.vocab_size is None:
-        return "the vocabulary head starts anew: the weights have none"
-    if weights.vocab_size != vocab_size:
-        return (
-            f"the vocabulary head starts anew: the weights have {weights.vocab_size} codes, the tokenizer {vocab_size}"
-        )
-    return f"the vocabulary head of {vocab_size} codes goes on, which is right for the same tokenizer only"
 
 
 def _preprocess_notes(weights: Weights, preprocess: Preprocess) -> list[str]:

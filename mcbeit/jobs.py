@@ -10,6 +10,9 @@ from mcbeit.config import dump, override, read_values, validate
 from mcbeit.cost import STATED_SPEEDS, tokenizer_flops
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError, DataError
+from mcbeit.finetune import finetune, open_images
+from mcbeit.finetune_setup import FinetuneConfig, make_classifier, with_weights
+from mcbeit.finetune_setup import estimate_cost as estimate_classifier_cost
 from mcbeit.kmeans import KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, fit_kmeans
 from mcbeit.masked import MaskedImageModel
@@ -21,13 +24,14 @@ from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 from mcbeit.vit import VisionTransformer
 from mcbeit.worker import Worker
 
-Job = PretrainConfig | TokenizerConfig | KMeansRunConfig
+Job = PretrainConfig | FinetuneConfig | TokenizerConfig | KMeansRunConfig
 CONFIGS: dict[str, type[Job]] = {
     "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
     "tokenizer": TokenizerConfig,
     "kmeans-tokenizer": KMeansRunConfig,
 }
-IMAGENET_IMAGES = 1_281_167  # what a preset whose images are not there is costed for
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what a preset whose images are not there is costed for
 ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replaces what the preset calls otherwise
 
 
@@ -45,6 +49,8 @@ def run_job(config: Job, *, resume: bool = False, worker: Worker | None = None) 
     """Start or resume the run that `config` describes; returns its summary. Each process of a group calls it."""
     if isinstance(config, PretrainConfig):
         return pretrain(config, resume=resume, worker=worker)
+    if isinstance(config, FinetuneConfig):
+        return finetune(config, resume=resume, worker=worker)
     if isinstance(config, KMeansRunConfig):
         return fit_kmeans(config, resume=resume, worker=worker)
     return train_tokenizer(config, resume=resume, worker=worker)
@@ -56,6 +62,8 @@ def parse_job(values: dict[str, Any], *, origin: str) -> Job:
     if not isinstance(kind, str) or kind not in CONFIGS:
         raise ConfigError(f"{origin}: job must be one of {', '.join(CONFIGS)}, found {kind!r}")
     config = validate(CONFIGS[kind], values, origin=origin)
+    if isinstance(config, FinetuneConfig):
+        return with_weights(config)
     return with_model(config) if isinstance(config, PretrainConfig) else config
 
 
@@ -66,10 +74,10 @@ def describe_job(config: Job) -> str:
 
 def cost_lines(config: Job) -> Iterator[str]:
     """Parameters, steps, FLOPs per image, and the hours that these make at stated speeds: an estimate."""
-    parameters, flops = _pretrain_cost(config) if isinstance(config, PretrainConfig) else _tokenizer_cost(config)
+    num_images, num_classes, origin = _count_images(config)
+    parameters, flops = _cost(config, num_classes)
     yield "parameters: " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items())
     yield "FLOPs per image: " + ", ".join(f"{name} {count / 1e9:.4g} G" for name, count in flops.items())
-    num_images, origin = _count_images(config)
     per_epoch, total = _steps(config, num_images)
     yield f"steps: {total:,} of {config.optim.batch_size} images; {per_epoch:,} per epoch ({origin}: {num_images:,})"
     total_flops = sum(flops.values()) * config.optim.batch_size * total
@@ -84,20 +92,40 @@ def cost_lines(config: Job) -> Iterator[str]:
         yield f"estimated hours: {text} on {name}"
 
 
-def _count_images(config: Job) -> tuple[int, str]:
-    """How many images there are, and where; those of ImageNet-1K if they cannot be counted yet."""
+def _count_images(config: Job) -> tuple[int, int, str]:
+    """How many images to learn from there are, how many classes, and where; ImageNet-1K's if that is not known yet."""
     if config.data.source is None:
-        return IMAGENET_IMAGES, "data.source is not set; with the images of ImageNet-1K"
+        return IMAGENET_IMAGES, IMAGENET_CLASSES, "data.source is not set; with the images of ImageNet-1K"
     try:
-        return len(config.data.open()), f"{config.data.source}"
+        if isinstance(config, FinetuneConfig):
+            images = open_images(config)
+            return len(images.train), images.num_classes, f"{config.data.source}"
+        return len(config.data.open()), 0, f"{config.data.source}"
     except DataError as error:
-        return IMAGENET_IMAGES, f"{error}; with the images of ImageNet-1K"
+        return IMAGENET_IMAGES, IMAGENET_CLASSES, f"{error}; with the images of ImageNet-1K"
 
 
 def _steps(config: Job, num_images: int) -> tuple[int, int]:
     """Steps per epoch, and in all."""
     per_epoch = steps_per_epoch(num_images, config.optim, config.data.masks_per_image)
     return per_epoch, config.optim.total_steps(per_epoch)
+
+
+def _cost(config: Job, num_classes: int) -> tuple[dict[str, int], dict[str, float]]:
+    """Parameters and FLOPs per image, by part."""
+    if isinstance(config, PretrainConfig):
+        return _pretrain_cost(config)
+    if isinstance(config, FinetuneConfig):
+        return _finetune_cost(config, num_classes)
+    return _tokenizer_cost(config)
+
+
+def _finetune_cost(config: FinetuneConfig, num_classes: int) -> tuple[dict[str, int], dict[str, float]]:
+    with torch.device("meta"):
+        model = make_classifier(config, num_classes)
+    cost = estimate_classifier_cost(config, num_classes)
+    parameters = {"backbone": _count(model.backbone), "head": _count(model.head)}
+    return parameters, {name: value for name, value in cost._asdict().items() if value}
 
 
 def _pretrain_cost(config: PretrainConfig) -> tuple[dict[str, int], dict[str, float]]:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mcbeit.device import peak_memory
+from mcbeit.device import matmul_peak, peak_memory
+from mcbeit.group import Group
 
 STUCK_MARGIN = 0.02  # nats below log V at which a loss has learned nothing
 STUCK_STEPS = 100  # before which that says nothing
@@ -33,6 +34,12 @@ class Meter:
         self.device, self.flops_per_image, self.peak = device, flops_per_image, peak
         self._result: StepResult | None = None
         self._restart()
+
+    @classmethod
+    def of_group(cls, group: Group, device: torch.device, dtype: torch.dtype, *, flops_per_image: float) -> "Meter":
+        """A meter of all workers, which compares them with so many times the peak of the first one's device."""
+        peak = group.size * group.first(lambda: matmul_peak(device, dtype))
+        return cls(device, flops_per_image=flops_per_image, peak=peak)
 
     def _restart(self) -> None:
         self._loss = torch.zeros((), device=self.device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
@@ -86,13 +86,18 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def make_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over all trainable parameters, in two groups; fused on the devices that have it."""
+    """AdamW over all trainable parameters, in two groups."""
     named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": config.weight_decay},
         {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
     ]
-    fused = {p.device.type for _, p in named} <= {"cuda", "cpu"}
+    return adamw(groups, config)
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over groups of parameters; fused on the devices that have it."""
+    fused = {parameter.device.type for group in groups for parameter in group["params"]} <= {"cuda", "cpu"}
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,26 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mcbeit.device import ComputeConfig, Precision
+from mcbeit.errors import ConfigError
 from mcbeit.group import Group
 
-Shard = Literal["none", "fsdp"]
 
-
-def shard_parameters(model: nn.Module, blocks: nn.ModuleList, group: Group, device: torch.device) -> None:
-    """Keep of every parameter only this worker's part (FSDP2), gathering those of a block while it is used."""
+def shard_if_asked(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    compute: ComputeConfig,
+    precision: Precision,
+    group: Group,
+    device: torch.device,
+) -> None:
+    """With compute.shard=fsdp, keep of every parameter only this worker's part (FSDP2); those of a block are gathered
+    while it is used. Raises ConfigError with fp16.
+    """
+    if compute.shard == "none" or group.size == 1:
+        return
+    if precision.scales_loss:
+        raise ConfigError("compute.shard=fsdp does not go with fp16; set compute.precision to bf16 or fp32")
     mesh = init_device_mesh(device.type, (group.size,))
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -56,6 +68,11 @@ def gradients_stay_here(network: nn.Module) -> Iterator[None]:
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all workers; all of them must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module with the parts of all workers; all of them must ask for it."""
+    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
 
 
 def placed_like(value: Tensor, like: Tensor) -> Tensor:

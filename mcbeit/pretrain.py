@@ -7,26 +7,22 @@ equations are in `targets.py`. With several workers each runs all of this on its
     mcbeit train mcbeit-tiny data.source=~/photos
 """
 
-import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mcbeit.agreement import NO_FLAGS, Flags, agree
+from mcbeit.agreement import NO_FLAGS, Flags
 from mcbeit.augment import normalise
-from mcbeit.data import Batch, Key, auto_workers, batch_keys, make_loader
-from mcbeit.device import matmul_peak
+from mcbeit.data import Batch, Key, batch_keys, make_share_loader
 from mcbeit.initial_weights import check_init
 from mcbeit.loss import Codes
 from mcbeit.masked import Prediction, measure, summarise
 from mcbeit.meter import Meter, StepResult, is_due, status_line, target_warnings
 from mcbeit.metric_log import MetricLog
 from mcbeit.optim import crops_per_step, steps_per_epoch
-from mcbeit.parallel import gradients_stay_here
 from mcbeit.pretrain_setup import (
     PretrainConfig,
     Pretraining,
@@ -39,6 +35,7 @@ from mcbeit.pretrain_setup import (
 from mcbeit.probe import OnlineProbe
 from mcbeit.runfolder import RunFolder, open_run
 from mcbeit.sources import ImageSource, source_notes
+from mcbeit.step import take_step
 from mcbeit.tokenizer_plan import check_tokenizer, with_path
 from mcbeit.vit import VisionTransformer
 from mcbeit.watch import Watch
@@ -78,16 +75,13 @@ def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[s
         data=config.data,
         max_skipped=config.optim.max_skipped_steps,
         keys_of=lambda step: next(keys(parts, source, range(step, step + 1))),
+        can_replay=True,
     )
-    peak = group.size * group.first(lambda: matmul_peak(parts.device, parts.precision.dtype))
-    meter = Meter(parts.device, flops_per_image=parts.cost.total, peak=peak)
+    meter = Meter.of_group(group, parts.device, parts.precision.dtype, flops_per_image=parts.cost.total)
     worker.began(state.step)
 
     with worker.display("pretrain", total, done=state.step) as display, MetricLog(run, config.log, group) as log:
-        for note in (describe(parts, source, per_epoch), *state.numbers.get("init", ())):
-            display.note(note)
-        for warning in warnings:
-            display.warn(warning)
+        display.tell([describe(parts, source, per_epoch), *state.numbers.get("init", ())], warnings)
         for batch in batches(parts, source, range(state.step, total)):
             step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
             is_logged = step % config.log.every_steps == 0 or step == total - 1
@@ -118,9 +112,7 @@ def _pretrain(config: PretrainConfig, *, resume: bool, worker: Worker) -> dict[s
                 if is_best:
                     watch.mark_best("knn_top1", record["knn_top1"])
             display.advance(status_line(record) if is_logged else None)
-            if watch.wants_stop:
-                watch.save()
-                raise worker.interrupted(config.run, state.step)
+            watch.stop_if_asked(config.run)
         watch.tell_corrupt(display)
     summary = group.first(lambda: run.finish(state.numbers))
     group.first(worker.keep)
@@ -159,12 +151,10 @@ def keys(parts: Pretraining, source: ImageSource, steps: range) -> Iterator[list
 
 def batches(parts: Pretraining, source: ImageSource, steps: range) -> Iterable[Batch]:
     """This worker's share of the batches of some steps, read ahead by loader processes."""
-    config, group = parts.config, parts.group
-    shares = (list(group.share(batch)) for batch in keys(parts, source, steps))
-    size = math.ceil(crops_per_step(config.optim, config.data.masks_per_image) / group.size)
-    num_workers = auto_workers(config.data, sharing=group.local_size)
+    config, pin = parts.config, parts.device.type == "cuda"
+    crops = crops_per_step(config.optim, config.data.masks_per_image)
     dataset = view_dataset(config, source, parts.tokenizer, num_dice=parts.model.backbone.num_dice)
-    return make_loader(dataset, shares, size, num_workers=num_workers, pin=parts.device.type == "cuda")
+    return make_share_loader(dataset, keys(parts, source, steps), crops, config.data, parts.group, pin=pin)
 
 
 def train_step(parts: Pretraining, batch: Batch, lr: float, *, measured: bool, flags: Flags = NO_FLAGS) -> StepResult:
@@ -172,24 +162,19 @@ def train_step(parts: Pretraining, batch: Batch, lr: float, *, measured: bool, f
 
     `measured` adds what a log line needs, `flags` is what this worker has to say to the others.
     """
-    config, state, group = parts.config, parts.state, parts.group
+    config, measurements = parts.config, list[dict[str, Tensor]]()
+
+    def loss_of(piece: Batch) -> Tensor:
+        prediction, codes = predict(parts, piece)
+        if measured:
+            measurements.append(measure(parts.model, prediction, codes, piece.patch_ids))
+        return prediction.loss
+
     parts.model.train()
-    loss = torch.zeros((), device=parts.device)
-    measurements: list[dict[str, Tensor]] = []
     pieces = split(batch, config.optim.accumulate)
-    for i, piece in enumerate(pieces):
-        share = len(piece.masks) / config.optim.batch_size  # of the whole batch's mean
-        with nullcontext() if i + 1 == len(pieces) else gradients_stay_here(parts.network):
-            prediction, codes = predict(parts, piece)
-            if measured:
-                measurements.append(measure(parts.model, prediction, codes, piece.patch_ids))
-            state.scaler.scale(prediction.loss * (share * group.size)).backward()  # gradients are averaged
-        loss += prediction.loss.detach() * share
-    verdict = agree(group, loss, flags)
-    applied = state.apply_gradients(lr, config.optim.clip_grad, verdict.is_bad)
-    state.update_teacher(parts.model.backbone, config.objective.ema_decay)
-    found = summarise(measurements, group) if measured else {}
-    return StepResult(verdict.loss, applied.gradient_norm, found, applied.skipped, verdict.flags)
+    result = take_step(parts.state, parts.network, parts.group, pieces, loss_of, config.optim, lr=lr, flags=flags)
+    parts.state.update_teacher(parts.model.backbone, config.objective.ema_decay)
+    return result._replace(measurements=summarise(measurements, parts.group)) if measured else result
 
 
 def predict(parts: Pretraining, batch: Batch) -> tuple[Prediction, Codes]:

@@ -20,7 +20,7 @@ from mcbeit.initial_weights import has_begun, model_for, start_from
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig
 from mcbeit.masking import MaskConfig, num_masked
 from mcbeit.optim import OptimConfig, make_optimizer
-from mcbeit.parallel import is_sharded, replicate, shard_parameters, whole
+from mcbeit.parallel import is_sharded, replicate, shard_if_asked, whole_state
 from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.probe import EvalConfig
 from mcbeit.runfolder import RunConfig
@@ -114,7 +114,7 @@ class Pretraining:
         """The backbone with all of its parameters; all workers must ask for it."""
         if not is_sharded(self.model):
             return self.model.backbone
-        found = {name: whole(tensor) for name, tensor in self.model.backbone.state_dict().items()}
+        found = whole_state(self.model.backbone)
         config = self.config
         backbone = VisionTransformer(
             config.model, image_size=config.preprocess.image_size, channels=config.data.channels
@@ -139,10 +139,7 @@ def build(config: PretrainConfig, source: ImageSource, worker: Worker | None = N
     model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective).to(device)
     goes_on = group.first(lambda: has_begun(Path(config.run)))
     start = {} if goes_on else group.each(lambda: initial_weights(config, model))
-    if config.compute.shard == "fsdp" and group.size > 1:
-        if precision.scales_loss:
-            raise ConfigError("compute.shard=fsdp does not go with fp16; set compute.precision to bf16 or fp32")
-        shard_parameters(model, backbone.blocks, group, device)
+    shard_if_asked(model, backbone.blocks, config.compute, precision, group, device)
     optimizer = make_optimizer([model], config.optim)
     state = TrainingState.start(
         model, optimizer, precision, teacher_of=backbone if config.objective.has_teacher else None

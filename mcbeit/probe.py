@@ -79,16 +79,31 @@ def require_labels(source: ImageSource) -> Labels:
     return source.labels
 
 
+def pixel_loader(
+    source: ImageSource,
+    indices: Int[np.ndarray, " image"],
+    preprocess: Preprocess,
+    *,
+    num_workers: int,
+    batch_size: int = EVAL_BATCH,
+) -> DataLoader[Tensor | None]:
+    """Some images in order, in lists of up to `batch_size`; each [height, width, channel], None if it is unreadable."""
+    return DataLoader(
+        _Pixels(source, indices, preprocess),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # of the workers' seeds: the global one belongs to the training
+    )
+
+
 def load_labelled(
     source: ImageSource, indices: Int[np.ndarray, " image"], preprocess: Preprocess, *, num_workers: int
 ) -> Labelled:
     """Decode and preprocess some images of a labelled source. Raises DataError without labels or readable images."""
     labels = require_labels(source)
-    dataset = _Pixels(source, indices, preprocess)
     batches, kept = [], []
-    for batch in DataLoader(
-        dataset, batch_size=EVAL_BATCH, num_workers=num_workers, collate_fn=list, generator=torch.Generator()
-    ):
+    for batch in pixel_loader(source, indices, preprocess, num_workers=num_workers):
         kept += [image is not None for image in batch]
         if readable := [image for image in batch if image is not None]:
             batches.append(torch.stack(readable))

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
@@ -68,6 +69,13 @@ class Display:
         if kind not in self._warned:
             self._warned.add(kind)
             self.note(f"warning: {message}")
+
+    def tell(self, notes: Iterable[str], warnings: Iterable[str]) -> None:
+        """What a person should know before the first step."""
+        for note in notes:
+            self.note(note)
+        for warning in warnings:
+            self.warn(warning)
 
     def _print_after(self, seconds: float, status: str) -> None:
         """A plain line, if the last one is so long ago."""

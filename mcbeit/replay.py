@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mcbeit.config import load
+from mcbeit.config import load, read_values
 from mcbeit.data import Batch, check_readable
 from mcbeit.errors import RunError
 from mcbeit.initial_weights import start_from
@@ -48,6 +48,8 @@ def replay(run: Path, step: int | None = None) -> Replay:
         if not skipped:
             raise RunError(f"no step of '{run}' was skipped; name another with --step")
         step = skipped[-1]["step"]
+    if (job := read_values(run / "config.yaml").get("job", "pretrain")) != "pretrain":
+        raise RunError(f"'{run}' is a {job} run; only steps of pretraining runs can be repeated")
     config = load(PretrainConfig, run / "config.yaml", [f"run={run}"])
     source = config.data.open()
     per_epoch = steps_per_epoch(len(source), config.optim, config.data.masks_per_image)

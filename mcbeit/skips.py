@@ -7,10 +7,10 @@ from mcbeit.errors import RunError
 
 
 class SkippedSteps:
-    """Counts them; the same in all workers. `limit` in a row are too many."""
+    """Counts them; the same in all workers. `limit` in a row are too many; `mcbeit replay` repeats one if it can."""
 
-    def __init__(self, *, limit: int, in_a_row: int = 0) -> None:
-        self.limit, self.in_a_row = limit, in_a_row
+    def __init__(self, *, limit: int, in_a_row: int = 0, can_replay: bool) -> None:
+        self.limit, self.in_a_row, self.can_replay = limit, in_a_row, can_replay
 
     def count(self, told: Told) -> None:
         """Take note of a step."""
@@ -23,11 +23,15 @@ class SkippedSteps:
 
     def error(self, run: str, told: Told) -> RunError:
         """What to raise then."""
+        look = (
+            f"See what happens in one: mcbeit replay {run} --step {told.step}. Then lower"
+            if self.can_replay
+            else "Lower"
+        )
         error = RunError(
             f"step {told.step}: the loss is {told.loss:g} and the gradient norm {told.gradient_norm:g}, "
-            f"{self.in_a_row} times in a row. These steps were skipped, the model of before is saved. See what happens "
-            f"in one: mcbeit replay {run} --step {told.step}. Then lower optim.lr, set optim.clip_grad, or use "
-            "compute.precision=fp32, in another run or from an earlier checkpoint"
+            f"{self.in_a_row} times in a row. These steps were skipped, the model of before is saved. {look} optim.lr, "
+            "set optim.clip_grad, or use compute.precision=fp32, in another run or from an earlier checkpoint"
         )
         error.is_shared = True
         return error

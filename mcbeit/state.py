@@ -16,7 +16,7 @@ from mcbeit.checkpoint import (
     random_tensors,
 )
 from mcbeit.device import Precision
-from mcbeit.parallel import is_sharded, placed_like, whole
+from mcbeit.parallel import is_sharded, placed_like, whole, whole_state
 
 
 class Applied(NamedTuple):
@@ -50,11 +50,11 @@ class TrainingState:
     def apply_gradients(self, lr: float, clip_grad: float | None, is_bad: Float[Tensor, ""]) -> Applied:
         """One optimiser step; it changes nothing if `is_bad` is above 0 or the gradient's norm is not finite.
 
-        With loss scaling an infinite norm is normal: the scaler then skips the step by itself, and only `is_bad` counts
-        as skipped.
+        A group of parameters that has an `lr_scale` takes steps of `lr` times that. With loss scaling an infinite norm
+        is normal: the scaler then skips the step by itself, and only `is_bad` counts as skipped.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = whole(nn.utils.clip_grad_norm_(parameters, clip_grad or float("inf")))
@@ -85,7 +85,7 @@ class TrainingState:
     def checkpoint(self) -> Checkpoint:
         """All of it, as a checkpoint of the finished steps; all workers must ask for it."""
         tensors = {
-            "model": {name: whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "model": whole_state(self.model),
             "optimizer": {name: whole(tensor) for name, tensor in optimizer_tensors(self.optimizer).items()},
             "random": random_tensors(),
         }

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from mcbeit.agreement import Agreement, Flags, Told
 from mcbeit.checkpoint import Checkpoint
-from mcbeit.data import Batch, Corrupt, CorruptImages, DataConfig, Key, check_readable
+from mcbeit.corrupt import CorruptImages
+from mcbeit.data import Batch, Corrupt, DataConfig, Key, check_readable
 from mcbeit.meter import StepResult
 from mcbeit.progress import Display
 from mcbeit.runfolder import RunFolder, RunState, writing
@@ -26,13 +27,14 @@ class Watch:
         data: DataConfig,
         max_skipped: int,
         keys_of: Callable[[int], list[Key]],
+        can_replay: bool = False,  # whether `mcbeit replay` knows this job
     ) -> None:
         self.run, self.source, self.state, self.worker, self.keys_of = run, source, state, worker, keys_of
         group, device = worker.group, next(state.model.parameters()).device
         self.corrupt: CorruptImages | None = None
         group.first(lambda: self._begin_list(data.max_corrupt_fraction))
         in_a_row = group.first(lambda: count_in_a_row(run.skipped_steps(), state.step))
-        self.skips = SkippedSteps(limit=max_skipped, in_a_row=in_a_row)
+        self.skips = SkippedSteps(limit=max_skipped, in_a_row=in_a_row, can_replay=can_replay)
         self.wants_stop = False
         self._agreement = Agreement(device)
         self._unreported: list[Corrupt] = []
@@ -72,6 +74,12 @@ class Watch:
             checkpoint = self.state.checkpoint()
             self.worker.group.first(lambda: self._keep(checkpoint))
             self._saved_at = self.state.step
+
+    def stop_if_asked(self, run: str) -> None:
+        """After a request to stop, save the finished steps and raise Interrupted."""
+        if self.wants_stop:
+            self.save()
+            raise self.worker.interrupted(run, self.state.step)
 
     def _begin_list(self, max_fraction: float) -> None:
         """The list of unreadable images. Raises DataError if damaged shards have lost too many already."""

@@ -33,6 +33,7 @@ TRAINING_STATE = {  # entries that hold tensors, but not weights: of the officia
     *("data_sampler", "random_ltd", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params"),
 }
 DEEPSPEED = "mp_rank_00_model_states.pt"  # in the folder of a DeepSpeed checkpoint
+JOBS = ("pretrain", "finetune")  # whose runs have a backbone
 KINDS = "a run folder, a .safetensors file, a checkpoint of the official code (.pth, .pt, .bin) or timm:NAME"
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 
@@ -44,6 +45,7 @@ class Known:
     model: ModelConfig | None = None
     image_size: int | None = None
     preprocess: Preprocess | None = None
+    file: str = "model.safetensors"  # of a checkpoint of a run: the weights that count
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,22 @@ def strip_prefixes(key: str) -> str:
 
 
 def read_run(run: Path) -> Known:
-    """What the config of a pretraining run tells of its model. Raises WeightsError if it is another kind of run."""
+    """What the config of a run tells of its model. Raises WeightsError if it is a kind of run without a backbone."""
     try:
         values = read_values(run / "config.yaml")
         job = values.get("job", "pretrain")
-        if job != "pretrain":
-            raise WeightsError(f"'{run}' is a {job} run, which has no backbone; name a run whose job is pretrain")
+        if job not in JOBS:
+            raise WeightsError(
+                f"'{run}' is a {job} run, which has no backbone; name a run whose job is {' or '.join(JOBS)}"
+            )
         model = validate(ModelConfig, values.get("model", {}), origin=str(run))
         preprocess = validate(Preprocess, values.get("preprocess", {}), origin=str(run))
     except ConfigError as error:
         raise WeightsError(f"the run '{run}' cannot be read: {error}") from error
-    return Known(model, preprocess.image_size, preprocess)
+    is_averaged = job == "finetune" and (values.get("optim") or {}).get("ema_decay") is not None
+    return Known(
+        model, preprocess.image_size, preprocess, file="teacher.safetensors" if is_averaged else "model.safetensors"
+    )
 
 
 def unwrap(value: Any, origin: str) -> tuple[dict[str, Tensor], str, dict[str, str]]:
@@ -169,7 +176,8 @@ def _open_folder(path: Path) -> StoredWeights:
     if run is not None:
         if not is_complete(path):
             raise WeightsError(f"'{path}' is not a complete checkpoint")
-        return _open_ours(path / "model.safetensors", read_run(run))
+        known = read_run(run)
+        return _open_ours(path / known.file, known)
     if not (path / "config.yaml").is_file():
         raise WeightsError(f"the folder '{path}' is no run: it has no config.yaml; name {KINDS}")
     known, checkpoints = read_run(path), CheckpointFolder(path / "checkpoints")
@@ -177,7 +185,7 @@ def _open_folder(path: Path) -> StoredWeights:
         raise WeightsError(
             f"the run '{path}' has no complete checkpoint yet; go on with: mcbeit train {path / 'config.yaml'} --resume"
         )
-    return _open_ours(checkpoints.folder(steps[-1]) / "model.safetensors", known)
+    return _open_ours(checkpoints.folder(steps[-1]) / known.file, known)
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -10,9 +10,9 @@ from images import broken_images, encode, good_images, photo, write_images
 import mcbeit.data as module
 from mcbeit.augment import CropConfig, View
 from mcbeit.config import validate
+from mcbeit.corrupt import CorruptImages
 from mcbeit.data import (
     Batch,
-    CorruptImages,
     DataConfig,
     Key,
     ViewDataset,

@@ -1,6 +1,7 @@
 """Several workers on one run: they see the same run as one worker does, and they decide together."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ class _StopAt:
         return self.calls < 0
 
     def listening(self) -> Any:
-        return module.nullcontext()
+        return nullcontext()
 
 
 def train_until_step_3(worker: Worker, config: PretrainConfig) -> dict[str, Any]:

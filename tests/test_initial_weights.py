@@ -11,6 +11,7 @@ from official import Shape, official_state, pretrain_checkpoint, same_bits, save
 from tiny import pretrain_config, tokenizer_config, write_shapes
 
 from mcbeit.checkpoint import load_checkpoint
+from mcbeit.classifier import Classifier
 from mcbeit.config import dump, validate
 from mcbeit.errors import ConfigError, RunError, WeightsError
 from mcbeit.initial_weights import model_for, start_from
@@ -73,6 +74,23 @@ def test_start_from__finetuned_weights(tmp_path: Path) -> None:
     assert (model.backbone.norm.weight == 1).all()
     name = "blocks.1.attn.relative_position_bias_table"
     assert torch.equal(model.backbone.state_dict()[name], official_state("finetune")[name])
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "note"),
+    [
+        (5, "the classifier of 5 classes goes on, which is right for the same images only"),
+        (7, "the classifier starts anew: the weights have 5 classes, the images 7"),
+    ],
+)
+def test_start_from__a_classifier_of_as_many_classes_goes_on(tmp_path: Path, num_classes: int, note: str) -> None:
+    file = save({"model": official_state("finetune")}, tmp_path / "finetuned.pth")
+    config = TINY.model_copy(update={"bias_tables": "per-block", "final_norm": "pooled"})
+    model = Classifier(VisionTransformer(config, image_size=16), num_classes)
+    assert start_from(str(file), model, config, Preprocess(image_size=16))[1] == note
+    state = official_state("finetune")
+    assert torch.equal(model.backbone.state_dict()["fc_norm.weight"], state["fc_norm.weight"])
+    assert torch.equal(model.head.weight, state["head.weight"]) == (num_classes == 5)
 
 
 def test_start_from__tells_another_normalisation(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every preset loads, tells its cost and takes a step at reduced size; `mcbeit train` from the command line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mcbeit import distributed
 from mcbeit.cli.main import cli
 from mcbeit.config import PRESETS, dump, preset_names
 from mcbeit.errors import ConfigError
+from mcbeit.finetune_setup import FinetuneConfig
 from mcbeit.jobs import cost_lines, describe_job, load_job, run_job
 from mcbeit.kmeans_training import KMeansRunConfig
 from mcbeit.pretrain_setup import PretrainConfig
@@ -38,6 +40,8 @@ def reduced(name: str, source: Path, folder: Path) -> list[str]:
     if isinstance(load_job(name, [NO_SOURCE]), TokenizerConfig):
         return [*common, "image_size=16", "model.stride=4", "model.vocab_size=16", "model.dim=16"]
     sizes = ["model.dim=32", "model.depth=2", "model.num_heads=2", "model.patch_size=4", "preprocess.image_size=16"]
+    if isinstance(load_job(name, [NO_SOURCE]), FinetuneConfig):
+        return [*common, *sizes, "init=random", "label_fraction=1", f"eval.source={source}"]
     judge = ["eval.gallery=null", "eval.queries=null"]
     if load_job(name, [NO_SOURCE]).tokenizer.kind == "vqgan":
         # codes of random weights are nearly alike: at the preset's temperature their targets would be refused
@@ -83,11 +87,26 @@ def test_preset_mcbeit_base__costs_what_the_recipe_costs() -> None:
     assert "steps: 500,000 of 2048 images; 625 per epoch" in lines
 
 
-def test_load_job__knows_three_jobs(tmp_path: Path) -> None:
+def test_preset_finetune_base__costs_what_the_recipe_costs() -> None:
+    lines = "\n".join(cost_lines(load_job("finetune-base")))
+    assert "backbone 85.76 M, head 0.77 M" in lines
+    assert "backbone 105.1 G, head 0.004608 G" in lines
+    assert "steps: 125,100 of 1024 images; 1,251 per epoch" in lines
+
+
+def test_cost_lines__of_finetuning_count_the_labels_that_are_used(source: Path) -> None:
+    assignments = [f"data.source={source}", f"eval.source={source}", "label_fraction=0.5", "optim.batch_size=4"]
+    lines = "\n".join(cost_lines(load_job("finetune-base", assignments)))
+    assert f"3 per epoch ({source}: 12)" in lines
+    assert "head 0.00 M" in lines
+
+
+def test_load_job__knows_four_jobs(tmp_path: Path) -> None:
     assert isinstance(load_job("demo"), PretrainConfig)
+    assert isinstance(load_job("finetune-base"), FinetuneConfig)
     assert isinstance(load_job("demo-tokenizer"), TokenizerConfig)
     assert isinstance(load_job("kmeans-tokenizer"), KMeansRunConfig)
-    with pytest.raises(ConfigError, match="job must be one of pretrain, tokenizer, kmeans-tokenizer, found 'serve'"):
+    with pytest.raises(ConfigError, match="one of pretrain, finetune, tokenizer, kmeans-tokenizer, found 'serve'"):
         load_job("demo", ["job=serve"])
 
 
@@ -102,6 +121,13 @@ def test_train__runs_from_images_to_a_backbone_in_one_command(source: Path, tmp_
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 'run'}: complete after 2 steps, loss {float(result.stdout.split()[-1]):.4f}\n"
     assert (tmp_path / "run" / "tokenizer" / "summary.json").exists()
+
+
+def test_train__finetunes_and_tells_the_accuracy(source: Path, tmp_path: Path) -> None:
+    overrides = reduced("finetune-demo", source, tmp_path)
+    result = CliRunner().invoke(cli, ["train", "finetune-demo", *overrides])
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(r"\S+: complete after 1 steps, loss \d\.\d{4}, top-1 [01]\.\d{4}\n", result.stdout)
 
 
 def test_train__prints_the_config_and_starts_nothing(tmp_path: Path) -> None:

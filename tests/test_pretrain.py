@@ -9,7 +9,7 @@ import pytest
 import torch
 from shards import cut, header_of, write_parquet, write_tar
 from tiny import pretrain_config, tokenizer_config, write_shapes
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import CountWaits
 
 import mcbeit.pretrain as module
 from mcbeit.checkpoint import CheckpointFolder, load_checkpoint
@@ -251,20 +251,6 @@ def test_pretrain__refuses_targets_that_teach_nothing(source: Path, tokenizer: P
         pretrain(pretrain_config(source, tokenizer, tmp_path / "a", objective={"temperature": 1e6}))
     with pytest.raises(ConfigError, match="must be less than the tokenizer's 16 codes"):
         pretrain(pretrain_config(source, tokenizer, tmp_path / "b", objective={"target_perplexity": 17}))
-
-
-class CountWaits(TorchDispatchMode):
-    """Counts the operations at which a host waits for its device; `lift_fresh` makes a tensor of Python numbers."""
-
-    waits = 0
-    waiting = frozenset(
-        {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "bincount", "lift_fresh"}
-    )
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        self.waits += name in self.waiting
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("measured", [False, True])

@@ -9,6 +9,7 @@ import tifffile
 from PIL import Image, ImageDraw
 
 from mcbeit.config import validate
+from mcbeit.finetune_setup import FinetuneConfig
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.stop import StopRequest
 from mcbeit.tokenizer_training import TokenizerConfig
@@ -44,6 +45,16 @@ def tokenizer_config(source: Path, run: Path, **changes: Any) -> TokenizerConfig
     return validate(TokenizerConfig, {**values, **changes})
 
 
+BACKBONE = {
+    "dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 4,
+    "position": "relative+sincos",
+    "init": "xavier",
+}
+
+
 def pretrain_config(source: Path, tokenizer: Path | str, run: Path, /, **changes: Any) -> PretrainConfig:
     """A backbone of 2 blocks and width 32 on 16 px images with 4 x 4 patches, 6 steps in 2 epochs."""
     values: dict[str, Any] = {
@@ -51,19 +62,27 @@ def pretrain_config(source: Path, tokenizer: Path | str, run: Path, /, **changes
         "data": {"source": str(source), "num_workers": 0},
         "preprocess": {"image_size": 16, "crop_fraction": 1.0},
         "tokenizer": {"kind": "dvae", "path": str(tokenizer)},
-        "model": {
-            "dim": 32,
-            "depth": 2,
-            "num_heads": 2,
-            "patch_size": 4,
-            "position": "relative+sincos",
-            "init": "xavier",
-        },
+        "model": BACKBONE,
         "objective": {"target_perplexity": 2},
         "optim": {"epochs": 2, "warmup_epochs": 0.5, "batch_size": 8, "lr": 1e-3},
         "log": {"every_steps": 2, "tensorboard": False},
     }
     return validate(PretrainConfig, {**values, **changes})
+
+
+def finetune_config(source: Path, run: Path, /, **changes: Any) -> FinetuneConfig:
+    """A classifier from scratch on images of 16 px, tested on those that it learns from, 6 steps in 2 epochs."""
+    values: dict[str, Any] = {
+        "run": str(run),
+        "init": "random",
+        "data": {"source": str(source), "num_workers": 0},
+        "preprocess": {"image_size": 16, "crop_fraction": 1.0},
+        "model": BACKBONE,
+        "optim": {"epochs": 2, "warmup_epochs": 0.5, "batch_size": 8, "lr": 1e-3},
+        "log": {"every_steps": 2, "tensorboard": False},
+        "eval": {"source": str(source)},
+    }
+    return validate(FinetuneConfig, {**values, **changes})
 
 
 def stopped_after(steps: int) -> Worker:

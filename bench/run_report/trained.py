@@ -45,7 +45,7 @@ def read_config(path: Path) -> PretrainConfig:
         raise RunError(f"'{path}' is not a run: it {state}; name the folder that `mcbeit train` wrote, as runs/demo")
     config = load_job(str(path / "config.yaml"))
     if not isinstance(config, PretrainConfig):
-        raise RunError(f"'{path}' is a {config.job} run, which has no backbone; name a run whose job is pretrain")
+        raise RunError(f"'{path}' is a {config.job} run; a report is of pretraining: name a run whose job is pretrain")
     return config
 
 

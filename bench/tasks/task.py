@@ -20,6 +20,11 @@ class TaskConfig(Config):
 
     seed: Seed = 0
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether these settings need weights, where the task itself needs none."""
+        return False
+
 
 @dataclass
 class Outcome:

@@ -9,7 +9,8 @@ import torch
 from shards import cut, header_of, pictures, write_parquet, write_tar
 
 from mcbeit.augment import CropConfig, View
-from mcbeit.data import Batch, CorruptImages, ViewDataset, batch_keys, collate, make_loader
+from mcbeit.corrupt import CorruptImages
+from mcbeit.data import Batch, ViewDataset, batch_keys, collate, make_loader
 from mcbeit.errors import DataError
 from mcbeit.masking import MaskConfig
 from mcbeit.sources import ImageSource, open_source

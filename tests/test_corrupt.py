@@ -4,7 +4,8 @@ import sys
 import pytest
 from images import encode, photo, write_images
 
-from mcbeit.data import Corrupt, CorruptImages
+from mcbeit.corrupt import CorruptImages
+from mcbeit.data import Corrupt
 from mcbeit.errors import DataError
 from mcbeit.sources import ImageSource, open_source
 

@@ -1,0 +1,217 @@
+"""Supervised finetuning: read this file first.
+
+`finetune` goes from a backbone and labelled images to a classifier. It takes the weights, gives every block a bias
+table of its own and puts a linear head on the mean of the patches; then it repeats one step - augment and mix images,
+learn their mixed labels, layers near the pixels more slowly - and asks about the test images every so often. With
+several workers each runs all of this on its share of every batch.
+
+    mcbeit train finetune-base init=runs/mcbeit-base data.source=/data/imagenet
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mcbeit.agreement import NO_FLAGS, Flags
+from mcbeit.data import Batch, auto_workers, make_share_loader
+from mcbeit.epochs import Epoch, keep_predictions, take_note
+from mcbeit.evaluation import Judgement, judge
+from mcbeit.finetune_data import FinetuneImages, Judged, check_classes, divide, open_both
+from mcbeit.finetune_setup import (
+    FinetuneConfig,
+    Finetuning,
+    augmented,
+    build,
+    check_start,
+    keys,
+    with_weights,
+)
+from mcbeit.meter import Meter, StepResult, is_due, status_line
+from mcbeit.metric_log import MetricLog
+from mcbeit.optim import crops_per_step, steps_per_epoch
+from mcbeit.runfolder import RunFolder, open_run, writing
+from mcbeit.sources.imagenet import Splits
+from mcbeit.step import take_step
+from mcbeit.watch import Watch
+from mcbeit.worker import Worker
+
+
+def finetune(
+    config: FinetuneConfig, *, resume: bool = False, worker: Worker | None = None, splits: Splits | None = None
+) -> dict[str, Any]:
+    """Start or resume a run and finish it; returns its summary, which is also RUN/summary.json.
+
+    `splits` are the labelled images, where they are not those that the config names. Raises ConfigError, DataError,
+    WeightsError or RunError, before any work where it can be known, and Interrupted if it was asked to stop. Every
+    process of a group calls it, each with its own `worker`.
+    """
+    with (worker or Worker()).at_work(config.run, threads=config.compute.threads) as (here, folder):
+        return _finetune(config.model_copy(update={"run": folder}), splits, resume=resume, worker=here)
+
+
+def _finetune(config: FinetuneConfig, splits: Splits | None, *, resume: bool, worker: Worker) -> dict[str, Any]:
+    group = worker.group
+    group.first(worker.fetch)
+    config = group.each(lambda: with_weights(config))
+    group.first(lambda: check_start(config))
+    images = group.each(lambda: open_images(config, splits))
+    per_epoch = group.each(lambda: steps_per_epoch(len(images.train), config.optim))
+    total = config.optim.total_steps(per_epoch)
+    run = group.first(lambda: _open(config, images, worker, resume=resume))
+    if (summary := group.first(run.summary)) is not None:
+        return summary
+    parts = build(config, images, worker)
+    state = parts.state
+    warnings = [*images.notes, *run.go_on(state, group)]
+    watch = Watch(
+        run,
+        images.train,
+        state,
+        worker,
+        data=config.data,
+        max_skipped=config.optim.max_skipped_steps,
+        keys_of=lambda step: next(keys(config, images, range(step, step + 1))),
+    )
+    meter = Meter.of_group(group, parts.device, parts.precision.dtype, flops_per_image=parts.cost.total)
+    worker.began(state.step)
+
+    with worker.display("finetune", total, done=state.step) as display, MetricLog(run, config.log, group) as log:
+        display.tell([describe(parts, images, per_epoch), *state.numbers.get("init", ())], warnings)
+        for batch in batches(parts, images, range(state.step, total)):
+            step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
+            flags = watch.flags(batch)
+            result = train_step(parts, batch, lr, flags=flags)
+            meter.count(result, num_images=config.optim.batch_size)
+            is_logged = step % config.log.every_steps == 0 or state.step == total
+            is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
+            is_judged = is_due(config.eval.every_epochs, per_epoch, state.step, total)
+            watch.hear(step, result, display, up_to_now=is_logged or is_saved or is_judged)
+
+            record: dict[str, float] = {"step": step, "epoch": state.step / per_epoch}
+            if is_logged:
+                record |= {"lr": lr, **meter.read(), "corrupt": watch.num_corrupt}
+            with meter.paused():
+                is_best = False
+                if is_judged:
+                    epoch, is_best = judge_epoch(parts, images, run, record["epoch"])
+                    record |= epoch.record()
+                    display.note(epoch.describe())
+                if len(record) > 2:
+                    log.write(record)
+                if is_best or is_saved:
+                    watch.save()
+                if is_best:
+                    watch.mark_best(*epoch.criterion)
+            display.advance(status_line(record) if is_logged else None)
+            watch.stop_if_asked(config.run)
+        watch.tell_corrupt(display)
+    summary = group.first(lambda: run.finish(state.numbers))
+    group.first(worker.keep)
+    return summary
+
+
+def open_images(config: FinetuneConfig, splits: Splits | None = None) -> FinetuneImages:
+    """The images of a run. Raises DataError or ConfigError if they cannot be used."""
+    train, test = open_both(config.data, config.eval) if splits is None else splits[:2]
+    return divide(train, test, label_fraction=config.label_fraction, held_out=config.eval.held_out, seed=config.seed)
+
+
+def _open(config: FinetuneConfig, images: FinetuneImages, worker: Worker, *, resume: bool) -> RunFolder:
+    run = open_run(config, images.train, resume=resume, named=worker.named)
+    check_classes(run.path, images, goes_on=bool(run.checkpoints.steps()))
+    return run
+
+
+def batches(parts: Finetuning, images: FinetuneImages, steps: range) -> Iterable[Batch]:
+    """This worker's share of the batches of some steps, read ahead by loader processes."""
+    config, pin = parts.config, parts.device.type == "cuda"
+    dataset = augmented(config, images, num_dice=parts.model.backbone.num_dice)
+    crops = crops_per_step(config.optim, masks_per_image=1)
+    return make_share_loader(dataset, keys(config, images, steps), crops, config.data, parts.group, pin=pin)
+
+
+class Examples(NamedTuple):
+    """Images with what the model should say of them."""
+
+    images: Float[Tensor, "batch channel height width"]
+    targets: Float[Tensor, "batch class"]  # probabilities
+    dice: Float[Tensor, "batch die"]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def split(self, num_parts: int) -> list["Examples"]:
+        """In parts that are as equal as can be; no part is empty."""
+        parts = zip(*(tensor.tensor_split(num_parts) for tensor in self), strict=True)
+        return [part for part in (Examples(*tensors) for tensors in parts) if part.num_rows]
+
+
+def train_step(parts: Finetuning, batch: Batch, lr: float, *, flags: Flags = NO_FLAGS) -> StepResult:
+    """One optimiser step on this worker's share of a batch, in `optim.accumulate` parts.
+
+    `flags` is what this worker has to say to the others.
+    """
+    optim = parts.config.optim
+    parts.model.train()
+    pieces = examples_of(parts, batch).split(optim.accumulate)
+    result = take_step(
+        parts.state, parts.network, parts.group, pieces, lambda piece: loss_of(parts, piece), optim, lr=lr, flags=flags
+    )
+    parts.state.update_teacher(parts.model, optim.ema_decay or 0.0)
+    return result
+
+
+def examples_of(parts: Finetuning, batch: Batch) -> Examples:
+    """The batch on the device, mixed as the current step has it."""
+    labels = parts.labels[batch.images].to(parts.device, non_blocking=True)
+    batch = batch.to(parts.device)
+    images, targets = parts.mixing(batch.views[0], labels, parts.state.step)
+    return Examples(images, targets, batch.dice)
+
+
+def loss_of(parts: Finetuning, examples: Examples) -> Float[Tensor, ""]:
+    """The mean cross-entropy with the targets, in nats, in float32."""
+    with parts.precision.autocast(parts.device):
+        scores = parts.network(examples.images, examples.dice)
+    return F.cross_entropy(scores, examples.targets)
+
+
+def judge_epoch(parts: Finetuning, images: FinetuneImages, run: RunFolder, number: float) -> tuple[Epoch, bool]:
+    """Ask the model as it is now about the test images and those that are held out, and keep what it says.
+
+    Also returns whether it is the best so far. All workers must call it.
+    """
+    model, config, group = parts.judged_model(), parts.config, parts.group
+    reading = {
+        "batch_size": max(1, config.optim.batch_size // (group.size * config.optim.accumulate)),  # as in training
+        "num_workers": auto_workers(config.data, sharing=group.local_size),
+    }
+
+    def ask(judged: Judged) -> Judgement:
+        return judge(model, judged, config.preprocess, parts.precision, group=group, **reading)
+
+    epoch = Epoch(number, ask(images.test), None if images.held_out is None else ask(images.held_out))
+    is_best = take_note(parts.state.numbers, epoch)
+
+    def keep() -> None:
+        with writing("the predictions", run.path):
+            keep_predictions(run.path, epoch, is_best=is_best)
+
+    group.first(keep)
+    return epoch, is_best
+
+
+def describe(parts: Finetuning, images: FinetuneImages, per_epoch: int) -> str:
+    """One line about the run: what is trained on what, and where."""
+    parameters, optim = sum(p.numel() for p in parts.model.parameters()), parts.config.optim
+    workers = f"{parts.group.size} workers, " if parts.group.size > 1 else ""
+    return (
+        f"{len(images.train)} images of {images.num_classes} classes, {per_epoch} steps per epoch, batch "
+        f"{optim.batch_size}, lr {optim.lr:g}, layer decay {optim.layer_decay:g}, {parameters / 1e6:.1f} M parameters, "
+        f"{parts.cost.total / 1e9:.3g} GFLOP per image, {workers}{parts.precision.name} on {parts.device}"
+    )
