@@ -28,7 +28,7 @@ class KnnConfig(TaskConfig):
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field((10, 20, 100, 200), min_length=1)
     temperature: tuple[PositiveFloat, ...] = Field((0.07,), min_length=1)
     scaling: Scaling = "none"  # before vectors are made unit
-    first_pass: Literal["auto", "fp32", "bf16"] = "auto"  # products of the search; the result is exact with any
+    first_pass: Literal["auto", "fp32", "bf16", "int8"] = "auto"  # products of the search; the result is exact with any
 
 
 def run(model: BenchModel, data: BenchData, config: KnnConfig) -> Outcome:

@@ -58,7 +58,7 @@ def test_read_config__of_a_folder_that_is_no_run(tmp_path: Path, make: bool) -> 
 
 
 def test_read_config__of_a_tokenizer_run(shapes: Path) -> None:
-    with pytest.raises(RunError, match="is a tokenizer run, which has no backbone"):
+    with pytest.raises(RunError, match="is a tokenizer run; a report is of pretraining"):
         read_config(shapes / "tokenizer")
 
 
