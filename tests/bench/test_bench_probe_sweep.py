@@ -66,6 +66,8 @@ def test_too_few_images_to_whiten_are_told(beit: Path, tmp_path: Path) -> None:
 
 
 def test_a_graph_has_no_other_layers(tmp_path: Path) -> None:
-    refused = r"probe-sweep: not possible with 'fake', the fake encoder, as weights are needed; possible: knn, logreg"
+    refused = (
+        r"probe-sweep: not possible with 'fake', the fake encoder, as weights are needed; possible: knn, linear, logreg"
+    )
     with pytest.raises(BenchError, match=refused):
         measure("fake", tmp_path)
