@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, get_args
 
-from mcbeit.bench.retrieval_data import RetrievalSet, open_retrieval
+from mcbeit.bench.retrieval_data import RetrievalKind, RetrievalSet, open_retrieval
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import COLOURS
 from mcbeit.probe import pick
 from mcbeit.sources import ImageSource, SubsetSource
-from mcbeit.sources.imagenet import Splits, open_splits
+from mcbeit.sources.imagenet import LayoutKind, Splits, open_splits
 
 CLASSIFICATION = ("train", "val")
 RETRIEVAL = ("queries", "gallery")
@@ -27,7 +28,7 @@ class BenchData:
 
     @classmethod
     def parse(cls, text: str, *, limit: int | None = None, seed: int = 0, channels: int = COLOURS) -> "BenchData":
-        """Read NAME=PATH. Raises ConfigError if it is not of that form."""
+        """Read NAME=PATH or NAME=KIND:PATH. Raises ConfigError if it is not of that form."""
         name, equals, place = text.partition("=")
         if not (name and equals and place):
             raise ConfigError(
@@ -37,12 +38,14 @@ class BenchData:
 
     def splits(self) -> Splits:
         """The labelled images to train on and to test on. Raises DataError if there are none."""
-        found = _splits(self.place, self.channels)
+        kind, path = _split_kind(self.place, get_args(LayoutKind))
+        found = _splits(path, kind, self.channels)
         return found._replace(train=self._some(found.train), val=self._some(found.val))
 
     def retrieval(self) -> RetrievalSet:
         """Queries and gallery, all of them: a limit would take answers away. Raises DataError if there are none."""
-        return _retrieval(self.place, self.channels)
+        kind, path = _split_kind(self.place, get_args(RetrievalKind))
+        return _retrieval(path, kind, self.channels)
 
     def open(self, split: str) -> ImageSource:
         """The images of a split."""
@@ -72,11 +75,17 @@ def forget_opened() -> None:
     _retrieval.cache_clear()
 
 
-@lru_cache(maxsize=4)
-def _splits(place: str, channels: int) -> Splits:
-    return open_splits(place, channels=channels)
+def _split_kind(place: str, kinds: Sequence[str]) -> tuple[Any, str]:
+    """KIND:PATH, or a path whose layout is found out."""
+    kind, colon, path = place.partition(":")
+    return (kind, path) if colon and kind in kinds else ("auto", place)
 
 
 @lru_cache(maxsize=4)
-def _retrieval(place: str, channels: int) -> RetrievalSet:
-    return open_retrieval(place, channels=channels)
+def _splits(path: str, kind: LayoutKind, channels: int) -> Splits:
+    return open_splits(path, kind=kind, channels=channels)
+
+
+@lru_cache(maxsize=4)
+def _retrieval(path: str, kind: RetrievalKind, channels: int) -> RetrievalSet:
+    return open_retrieval(path, kind=kind, channels=channels)

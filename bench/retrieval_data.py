@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from mcbeit.bench.paired import EXPECTED as PAIRED
+from mcbeit.bench.paired import open_paired
 from mcbeit.bench.retrieval_set import RetrievalSet, by_class
 from mcbeit.bench.revisited import EXPECTED as REVISITED
 from mcbeit.bench.revisited import ground_truth_files, open_revisited
@@ -14,7 +16,7 @@ from mcbeit.sources.labels import number_labels
 
 __all__ = ["RetrievalKind", "RetrievalSet", "open_retrieval"]
 
-RetrievalKind = Literal["auto", "revisited", "cub", "sop", "query-gallery", "single"]
+RetrievalKind = Literal["auto", "revisited", "cub", "sop", "query-gallery", "single", "paired"]
 CUB_FILES = ("images.txt", "image_class_labels.txt")
 FIRST_CUB_CLASS = 101  # the test half is 101 to 200 (Song et al., 2016)
 SOP_FILE = "Ebay_test.txt"
@@ -34,6 +36,7 @@ def open_retrieval(place: str, *, kind: RetrievalKind = "auto", channels: int = 
     """Open a folder, or any labelled images, as queries and a gallery.
 
     `auto` knows the first four of LAYOUTS by their files; everywhere else each image is a query against all others.
+    `paired` has to be asked for.
     Raises DataError, with what was expected and found, if no layout fits, if files are missing, or if no query has
     anything to find.
     """
@@ -160,4 +163,5 @@ LAYOUTS = {
     "sop": Layout("Stanford Online Products with Ebay_test.txt beside the folders that it names", _open_sop),
     "query-gallery": Layout("query/ID/IMAGE (or queries/) and gallery/ID/IMAGE", _open_query_gallery),
     "single": Layout("CLASS/IMAGE, or other labelled images, of two classes or more", _open_labelled),
+    "paired": Layout(PAIRED, open_paired),
 }

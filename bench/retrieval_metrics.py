@@ -22,6 +22,12 @@ def recall_at(hits: Hits, num_relevant: NumRelevant, counts: Sequence[int]) -> S
     return np.where(num_relevant[:, None] > 0, found, np.nan)
 
 
+def reciprocal_rank(hits: Hits, num_relevant: NumRelevant) -> Scores:
+    """1 / the rank of the nearest right image, 0 if none is ranked; its mean is the mean reciprocal rank."""
+    found = np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0.0)
+    return np.where(num_relevant > 0, found, np.nan)
+
+
 def average_precision(hits: Hits, num_relevant: NumRelevant) -> Scores:
     """The precision at the rank of each right image, 0 for one that is not ranked, averaged over all right images."""
     return _share((_precision(hits) * hits).sum(axis=1), num_relevant)

@@ -1,13 +1,11 @@
 """From images to vectors by a service: files are sent as they are, as its users send them."""
 
-from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mcbeit.chunk_embedding import Stop, row_shape, wait_for
+from mcbeit.chunk_embedding import Stop, in_order, row_shape
 from mcbeit.chunks import Chunk, Plan, Unreadable
 from mcbeit.errors import BenchError, ImageError
 from mcbeit.served_encoder import ServedEncoder
@@ -27,19 +25,11 @@ class ServedCrew:
 
     def chunks(self, plan: Plan, numbers: Iterable[int], stop: Stop) -> Generator[Chunk]:
         """These chunks in their order; none after `stop` says so."""
-        rest = iter(numbers)
-        waiting: deque[Future[Chunk]] = deque()
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="ask") as pool:
             try:
-                waiting.extend(
-                    pool.submit(self._chunk, number, plan.images(number)) for number in islice(rest, IN_FLIGHT)
+                yield from in_order(
+                    pool, iter(numbers), lambda n: self._chunk(n, plan.images(n)), ahead=IN_FLIGHT, stop=stop
                 )
-                while waiting:
-                    if (found := wait_for(waiting[0], stop)) is None:
-                        return
-                    waiting.popleft()
-                    waiting.extend(pool.submit(self._chunk, number, plan.images(number)) for number in islice(rest, 1))
-                    yield found
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

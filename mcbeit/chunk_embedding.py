@@ -133,18 +133,25 @@ class LocalCrew:
         )
         with closing(embedder), ThreadPoolExecutor(AT_ONCE, thread_name_prefix="chunk") as pool:
             try:
-                waiting = deque(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, AT_ONCE))
-                while waiting:
-                    if (found := wait_for(waiting[0], stop)) is None:
-                        return
-                    waiting.popleft()
-                    waiting.extend(pool.submit(embedder.embed, n, plan.images(n)) for n in islice(rest, 1))
-                    yield found
+                yield from in_order(pool, rest, lambda n: embedder.embed(n, plan.images(n)), ahead=AT_ONCE, stop=stop)
             finally:
                 embedder.stop()
 
 
-def wait_for(future: Future[Chunk], stop: Stop) -> Chunk | None:
+def in_order(
+    pool: ThreadPoolExecutor, numbers: Iterator[int], make: Callable[[int], Chunk], *, ahead: int, stop: Stop
+) -> Generator[Chunk]:
+    """The chunks of these numbers in their order, at most `ahead` of them in the making; none after `stop` says so."""
+    waiting = deque(pool.submit(make, number) for number in islice(numbers, ahead))
+    while waiting:
+        if (found := _wait(waiting[0], stop)) is None:
+            return
+        waiting.popleft()
+        waiting.extend(pool.submit(make, number) for number in islice(numbers, 1))
+        yield found
+
+
+def _wait(future: Future[Chunk], stop: Stop) -> Chunk | None:
     """What a thread makes; None if `stop` says so before."""
     while not stop():
         if wait([future], timeout=POLL_SECONDS).done:

@@ -136,7 +136,7 @@ def _remarks(config: LogregConfig, chosen: int, unfinished: int) -> tuple[str, .
 
 PRESETS: dict[Any, dict[str, Any]] = {
     "smoke": {"num_strengths": 7, "max_iterations": 100, "precision": "fp32", "scaling": "standardise"},
-    "short": {"num_strengths": 12, "max_iterations": 300, "precision": "fp32", "scaling": "standardise"},
+    "short": {"num_strengths": 8, "max_iterations": 200, "precision": "fp32", "scaling": "standardise"},
     "paper": {},
 }
 TASK = BenchTask(

@@ -1,8 +1,8 @@
 """Retrieval: does an image find the others that show the same, by cosine.
 
 Folders of queries and a gallery, or one set in which each image is searched for among all others (CUB-200, Stanford
-Online Products), are judged by recall@k, mAP, MAP@R and R-precision; revisited Oxford and Paris by their own protocol,
-easy, medium and hard.
+Online Products), are judged by recall@k, MRR, mAP, MAP@R and R-precision; revisited Oxford and Paris by their own
+protocol, easy, medium and hard.
 """
 
 import time
@@ -24,6 +24,7 @@ from mcbeit.bench.retrieval_metrics import (
     precision_at,
     r_precision,
     recall_at,
+    reciprocal_rank,
     trapezoidal_average_precision,
 )
 from mcbeit.bench.retrieval_set import Ranked, Relevance, judge
@@ -59,8 +60,13 @@ def run(model: BenchModel, data: BenchData, config: RetrievalConfig) -> Outcome:
         scores = {f"{key}, {name}": values for name, one in ranked.items() for key, values in _revisited(one).items()}
         primary = "mAP, medium"
     else:
-        ((_, one),) = ranked.items()
-        scores, primary = _by_class(one, config.recall, len(gallery), is_whole=is_whole), f"recall@{min(config.recall)}"
+        several = len(ranked) > 1
+        scores = {
+            f"{key}, {name}" if several else key: values
+            for name, one in ranked.items()
+            for key, values in _general(one, config.recall, len(gallery), is_whole=is_whole).items()
+        }
+        primary = next(iter(scores))
     metrics: dict[str, Metric] = {name: mean_of(values, seed=config.seed) for name, values in scores.items()}
     outcome = Outcome(
         primary=primary,
@@ -90,12 +96,13 @@ def _of_rows(relevance: Relevance, images: Int64[np.ndarray, " row"]) -> Relevan
     return Relevance([relevance.relevant[i] for i in images], [relevance.junk[i] for i in images])
 
 
-def _by_class(
+def _general(
     ranked: Ranked, counts: tuple[int, ...], num_searched: int, *, is_whole: bool
 ) -> dict[str, Float[np.ndarray, " query"]]:
     usable = [count for count in sorted(set(counts)) if count <= num_searched]
     recalls = recall_at(*ranked, usable)
     scores = {f"recall@{count}": recalls[:, i] for i, count in enumerate(usable)}
+    scores |= {"MRR": reciprocal_rank(*ranked)}
     scores |= {"MAP@R": average_precision_at_r(*ranked), "R-precision": r_precision(*ranked)}
     return scores | ({"mAP": average_precision(*ranked)} if is_whole else {})
 

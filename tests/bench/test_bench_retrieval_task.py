@@ -29,7 +29,7 @@ def test_each_image_finds_the_others_of_its_class(colours: Path, tmp_path: Path)
     found = measure(colours / "val", tmp_path)
     assert found.primary == "recall@1"
     assert {name: metric.value for name, metric in found.metrics.items()} == {
-        "recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "mAP": 1.0, "MAP@R": 1.0, "R-precision": 1.0,
+        "recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "mAP": 1.0, "MRR": 1.0, "MAP@R": 1.0, "R-precision": 1.0,
     }  # fmt: skip
     assert found.data.layout == "single"
     assert found.metrics["mAP"].uncertainty == "bootstrap over queries, 1000 draws"
@@ -80,3 +80,22 @@ def test_wrong_answers_lower_it(tmp_path: Path) -> None:
     found = measure(tmp_path / "noise", tmp_path / "out")
     assert found.metrics["mAP"].value < 0.9
     assert found.metrics["recall@10"].value == 1.0
+
+
+def test_drawings_of_the_same_things_find_each_other(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    things = {name: rng.integers(0, 255, (16, 16, 3)) for name in "abcdefgh"}
+    for style, shift in (("ink", 0), ("oil", 25)):
+        for i, (name, pixels) in enumerate(things.items()):
+            path = tmp_path / "things" / ("val" if i < 3 else "train") / style / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * 0.8 + shift).clip(0, 255).astype(np.uint8)).save(path)
+    found = make_plan(
+        ["retrieval"], ["pixels"], [f"things=paired:{tmp_path / 'things'}"], preset="paper", out=tmp_path / "out",
+        assignments=["retrieval.scaling=centre"],
+    )  # fmt: skip
+    (result,) = run(found, resume=False, stop=StopRequest())
+    assert result.primary == "recall@1, ink to oil"
+    assert result.metrics["recall@1, ink to oil"].value == 1.0
+    assert result.metrics["MRR, oil to ink"].value == 1.0
+    assert result.metrics["recall@1, ink to oil"].num_samples == 3

@@ -11,6 +11,7 @@ from mcbeit.bench.retrieval_metrics import (
     precision_at,
     r_precision,
     recall_at,
+    reciprocal_rank,
     trapezoidal_average_precision,
 )
 from mcbeit.bench.retrieval_set import Ranked, Relevance, judge
@@ -27,6 +28,11 @@ def test_recall_at__is_whether_any_of_the_nearest_is_right() -> None:
     found = recall_at(hits("+...", "..+.", "....", "...."), np.array([1, 2, 1, 0]), [1, 2, 3])
     assert found[:3].tolist() == [[1, 1, 1], [0, 0, 1], [0, 0, 0]]
     assert np.isnan(found[3]).all()
+
+
+def test_reciprocal_rank__is_of_the_nearest_right_image() -> None:
+    found = reciprocal_rank(hits("+..+", "..++", "....", "...."), np.array([2, 2, 1, 0]))
+    np.testing.assert_allclose(found, [1, 1 / 3, 0, np.nan])
 
 
 def test_recall_at__ranks_that_are_not_there_are_misses() -> None:
