@@ -36,6 +36,11 @@ class BenchData:
             )
         return cls(name, place, limit, seed, channels)
 
+    @property
+    def path(self) -> str:
+        """The place without the word for its layout."""
+        return _split_kind(self.place, (*get_args(LayoutKind), *get_args(RetrievalKind)))[1]
+
     def splits(self) -> Splits:
         """The labelled images to train on and to test on. Raises DataError if there are none."""
         kind, path = _split_kind(self.place, get_args(LayoutKind))

@@ -63,15 +63,9 @@ class Features:
     labels: Int64[np.ndarray, " image"] | None
     names: list[str]
     classes: list[str]
-    manifest: Manifest
     used: Used
     path: Path
     seconds: float = 0.0  # that it took to make them; 0 if they were there
-
-    @property
-    def images_per_second(self) -> float | None:
-        """How fast they were made; None if they were there."""
-        return len(self.vectors) / self.seconds if self.seconds else None
 
     def images(self, source: ImageSource) -> Int64[np.ndarray, " image"]:
         """The numbers in the source of the images that the rows are of."""
@@ -113,7 +107,6 @@ class FeatureCache:
             labels=found.labels,
             names=found.paths,
             classes=source.classes,
-            manifest=manifest,
             used=used_images(source, found),
             path=folder / FILE,
             seconds=seconds,

@@ -26,7 +26,6 @@ from mcbeit.served_encoder import ServedEncoder
 from mcbeit.stop import StopRequest
 
 LIMITS: dict[Preset, int | None] = {"smoke": 500, "short": 10000, "paper": None}  # images per split
-WITHOUT_WEIGHTS = ("embedding", "patch features")
 
 
 class BenchConfig(StreamConfig):
@@ -116,7 +115,8 @@ def check_possible(model: str, asked: Sequence[Asked]) -> None:
     if kind == "torch":
         return
     if refused := [one.task.name for one in asked if one.task.needs == "weights" or one.config.needs_weights]:
-        possible = [name for name, task in TASKS.items() if task.needs in WITHOUT_WEIGHTS]
+        hints = {one.task.name: f" with {one.config.needs_weights}" for one in asked if one.config.needs_weights}
+        possible = [f"{name}{hints.get(name, '')}" for name, task in TASKS.items() if task.needs == "embedding"]
         raise BenchError(
             f"{', '.join(refused)}: not possible with '{model}', {KIND_NAMES[kind]}, as weights are needed; possible: "
             f"{', '.join(possible)}"

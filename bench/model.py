@@ -47,6 +47,7 @@ class BenchModel:
     cache: FeatureCache
     reproduces: str | None = None
     out: Path = Path()  # of the command: what a task makes beside its result lies there
+    _swept: SweepEncoder | None = None
 
     @property
     def kind(self) -> ModelKind:
@@ -65,15 +66,17 @@ class BenchModel:
         return load_body(self.source, task.encoder_config).body
 
     def sweep_encoder(self, columns: Sequence[Column]) -> SweepEncoder:
-        """The network with the vectors of several layers and poolings."""
-        found = self._task(NOTHING, "", columns).open_encoder()
-        assert isinstance(found, SweepEncoder)
-        return found
+        """The network with the vectors of several layers and poolings, opened once."""
+        if self._swept is None or self._swept.columns != tuple(columns):
+            found = self._task(NOTHING, "", columns).open_encoder()
+            assert isinstance(found, SweepEncoder)
+            self._swept = found
+        return self._swept
 
     def features(self, data: BenchData, split: str, columns: Sequence[Column] = ()) -> Features:
         """The vectors of a split: its embeddings, or those of several layers and poolings one after the other."""
         task = self._task(data, split, columns)
-        return self.cache.get(task, task.open_encoder() if columns else self.encoder)
+        return self.cache.get(task, self.sweep_encoder(columns) if columns else self.encoder)
 
     def facts(self) -> ModelFacts:
         """For results."""

@@ -23,14 +23,18 @@ def neighbour_pictures(
     nearest: Int64[np.ndarray, "query neighbour"],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Some queries with the nearest images: for each a picture, its class, and whether that is the query's."""
+    """Some queries with the nearest other images: for each its name, its class and a picture."""
     rng = np.random.default_rng(seed)
     asked_images, gallery_images = asked.images(queries), found.images(gallery)
+    names = found.names
     rows = np.sort(rng.choice(len(nearest), size=min(NUM_QUERIES, len(nearest)), replace=False))
     return [
         {
             "query": _entry(queries, asked, asked_images, int(row)),
-            "neighbours": [_entry(gallery, found, gallery_images, int(one)) for one in nearest[row, :NUM_NEIGHBOURS]],
+            "neighbours": [
+                _entry(gallery, found, gallery_images, one)
+                for one in [one for one in nearest[row].tolist() if names[one] != asked.names[row]][:NUM_NEIGHBOURS]
+            ],
         }
         for row in rows
     ]

@@ -40,7 +40,6 @@ class Metric(Config):
     uncertainty: str | None = None  # what the interval is of: other draws of the test images, other seeds
     selection: Selection = "none"  # by what the best of several was chosen
     num_samples: int | None = None
-    higher_is_better: bool = True
 
 
 class Curve(Config):

@@ -47,9 +47,8 @@ class FinetuneTaskConfig(TaskConfig):
     augment: dict[str, Any] = Field(default_factory=dict)
     compute: dict[str, Any] = Field(default_factory=dict)
     crop: dict[str, Any] = Field(default_factory=dict)
-    eval: dict[str, Any] = Field(
-        default_factory=dict
-    )  # held_out: choose the best epoch on a share of the training images
+    # held_out: choose the best epoch on a share of the training images
+    eval: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
     optim: dict[str, Any] = Field(default_factory=dict)
 
@@ -107,7 +106,7 @@ def make_job(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> 
     spec = model.encoder.spec
     values = config.values(LARGE if spec.patch_dim >= LARGE_DIM else BASE)
     values["init"], values["preprocess"] = model.source, spec.preprocess.model_dump()
-    values["data"] = {**model.config.data.model_dump(), "source": data.place}
+    values["data"] = {**model.config.data.model_dump(), "source": data.path}
     if model.config.num_heads is not None:
         values["model"].setdefault("num_heads", model.config.num_heads)
     if model.config.threads is not None:

@@ -5,13 +5,12 @@ are left out, or, as the official codes of BEiT and DINOv2 do, by the best of al
 """
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +18,10 @@ from jaxtyping import Int64
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from mcbeit.atomic import write_bytes
 from mcbeit.augment import CropConfig, View
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.features import Features
+from mcbeit.bench.head_history import History, train_and_ask
 from mcbeit.bench.head_training import HeadTraining
 from mcbeit.bench.linear_heads import Batch, HeadAnswers, LinearHeads, evaluate_heads
 from mcbeit.bench.linear_recipes import RECIPES, LinearRecipe, RecipeName, columns_of, head_specs
@@ -32,7 +31,7 @@ from mcbeit.bench.sweep import Column, SweepEncoder
 from mcbeit.bench.tasks.logreg import cut
 from mcbeit.bench.tasks.task import MAX_CONFUSED, BenchTask, Outcome, TaskConfig
 from mcbeit.data import ViewDataset, auto_workers, batch_keys, check_readable, make_loader
-from mcbeit.errors import Interrupted
+from mcbeit.device import choose_device
 from mcbeit.sources import ImageSource, SubsetSource
 
 EVALUATED_AT_ONCE = 1024
@@ -46,15 +45,15 @@ class LinearConfig(TaskConfig):
     augment: bool = True  # random crops and flips in every epoch; else the vectors that other tasks use too
     epochs: int | None = Field(None, ge=1)
     batch_size: int | None = Field(None, ge=1)
-    lr: tuple[Annotated[float, PositiveFloat], ...] | None = None  # for 256 images
+    lr: tuple[PositiveFloat, ...] | None = None  # for 256 images
     warmup_epochs: float | None = Field(None, ge=0)
     selection: Literal["held-out", "test"] = "held-out"  # of the head; test: of head and epoch, on the test images
     held_out: float = Field(0.1, gt=0, lt=1)  # of the training images, if there is more than one head
 
     @property
-    def needs_weights(self) -> bool:
+    def needs_weights(self) -> str | None:
         """Random crops have to go through the network here."""
-        return self.augment
+        return "linear.augment=false" if self.augment else None
 
     def resolved(self) -> LinearRecipe:
         """The recipe with what is set here."""
@@ -86,25 +85,29 @@ def run(model: BenchModel, data: BenchData, config: LinearConfig) -> Outcome:
     train, val = model.features(data, "train", columns), model.features(data, "val", columns)
     assert val.labels is not None
     recipe, num_classes = config.resolved(), len(train.classes)
-    specs = head_specs(config.recipe, columns, recipe.peak_lrs(min(recipe.batch_size, len(train.vectors))))
-    plan = _plan(config, recipe, columns, len(train.vectors), has_choice=len(specs) > 1)
+    has_choice = len(head_specs(config.recipe, columns, recipe.lrs)) > 1
+    plan = _plan(config, recipe, columns, len(train.vectors), has_choice=has_choice)
     specs = head_specs(config.recipe, columns, recipe.peak_lrs(plan.batch_size))
     dim = train.vectors.shape[1] // max(1, len(columns))
     heads = LinearHeads(specs, dim, num_classes, init_std=STD, batch_norm=recipe.batch_norm, seed=config.seed)
+    heads.to(choose_device())
     training = HeadTraining(heads, recipe.training, steps_per_epoch=plan.steps_per_epoch)
     before = time.monotonic()
     make = _augmented(model, data, train, plan, config) if config.augment else _kept(train, plan, config.seed)
-    history = _train(
-        training, make, lambda: _ask(heads, val, np.arange(len(val.vectors))), model, _state(model, data, config)
+    history = train_and_ask(
+        training,
+        make,
+        lambda: _ask(heads, val, np.arange(len(val.vectors))),
+        _state(model, data, config),
+        model.cache.stop,
     )
-    chosen, epoch, selection = _choose(heads, train, plan, history, config)
-    answers = history[epoch]
+    chosen, answers, selection = _choose(heads, train, plan, history, config)
     correct, guess = answers.top1[chosen], answers.predicted[chosen]
-    last = history[-1]
     metrics = {"top1": accuracy(correct, selection)}
     metrics |= {"top5": accuracy(answers.top5[chosen], selection)} if num_classes > 5 else {}
-    if len(specs) > 1:
-        metrics |= {f"top1, {spec.name}, last epoch": accuracy(last.top1[i]) for i, spec in enumerate(specs)}
+    if has_choice and history.last is not None:
+        last = history.last.top1
+        metrics |= {f"top1, {spec.name}, last epoch": accuracy(last[i]) for i, spec in enumerate(specs)}
     outcome = Outcome(
         primary="top1",
         metrics=metrics,
@@ -194,39 +197,6 @@ def _dim(heads: LinearHeads) -> int:
     return first.in_features // len(heads.specs[0].columns)
 
 
-def _train(
-    training: HeadTraining,
-    batches: Callable[[int], Iterable[Batch]],
-    ask: Callable[[], HeadAnswers],
-    model: BenchModel,
-    path: Path,
-) -> list[HeadAnswers]:
-    """What the heads make of the test images after every epoch. Killed or stopped, it goes on after its last epoch."""
-    history: list[HeadAnswers] = []
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        training.load_state_dict(saved["training"])
-        history = [HeadAnswers(*(tensor.numpy() for tensor in parts)) for parts in saved["history"]]
-
-    def on_epoch(losses: np.ndarray) -> None:
-        history.append(ask())
-        buffer = io.BytesIO()
-        kept = [tuple(map(torch.from_numpy, parts)) for parts in history]
-        torch.save({"training": training.state_dict(), "history": kept}, buffer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, buffer.getvalue())
-        if model.cache.stop() and training.epoch < training.recipe.epochs:
-            raise Interrupted(
-                f"stopped after {training.epoch} of {training.recipe.epochs} epochs of the linear probe, which are "
-                "kept; go on with the same command and --resume",
-                model.cache.stop.signal,
-            )
-
-    with model.cache.stop.listening():
-        training.run(batches, on_epoch)
-    return history
-
-
 def _state(model: BenchModel, data: BenchData, config: LinearConfig) -> Path:
     """Where the training is kept, by a name that anything its numbers depend on changes."""
     manifests = [model.cache.manifest(data, split).model_dump(mode="json") for split in TASK.splits]
@@ -236,23 +206,26 @@ def _state(model: BenchModel, data: BenchData, config: LinearConfig) -> Path:
 
 
 def _choose(
-    heads: LinearHeads, train: Features, plan: _Plan, history: list[HeadAnswers], config: LinearConfig
-) -> tuple[int, int, Selection]:
-    """Which head and epoch count, and by what they were chosen."""
+    heads: LinearHeads, train: Features, plan: _Plan, history: History, config: LinearConfig
+) -> tuple[int, HeadAnswers, Selection]:
+    """Which head counts, its answers at the epoch that counts, and by what these were chosen."""
+    assert history.last is not None
+    assert history.best is not None
     if config.selection == "test":
-        scores = np.array([answers.top1.mean(axis=1) for answers in history])  # [epoch, head]
-        epoch, head = np.unravel_index(int(scores.argmax()), scores.shape)
-        return int(head), int(epoch), "best on the test images"
+        return int(history.best.top1.mean(axis=1).argmax()), history.best, "best on the test images"
     if not len(plan.left_out):
-        return 0, len(history) - 1, "last"
+        return 0, history.last, "last"
     judged = _ask(heads, train, np.sort(plan.left_out)).top1.mean(axis=1)
-    return int(judged.argmax()), len(history) - 1, "held-out images"
+    return int(judged.argmax()), history.last, "held-out images"
 
 
-def _curve(history: list[HeadAnswers], chosen: int, name: str) -> Curve:
-    epochs = tuple(float(i + 1) for i in range(len(history)))
-    values = tuple(float(answers.top1[chosen].mean()) for answers in history)
-    return Curve(title=f"top-1 on the test images: {name}", x_label="epoch", x=epochs, lines={"": values})
+def _curve(history: History, chosen: int, name: str) -> Curve:
+    return Curve(
+        title=f"top-1 on the test images: {name}",
+        x_label="epoch",
+        x=tuple(float(i + 1) for i in range(len(history.top1))),
+        lines={"": tuple(scores[chosen] for scores in history.top1)},
+    )
 
 
 def _remarks(config: LinearConfig, plan: _Plan, name: str, model: BenchModel) -> tuple[str, ...]:

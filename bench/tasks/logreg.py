@@ -24,8 +24,8 @@ class LogregConfig(TaskConfig):
     """The settings of `logreg`."""
 
     num_strengths: int = Field(45, ge=1)  # evenly spread in the logarithm
-    weakest: float = Field(1e-6, gt=0)  # as C of scikit-learn: the larger, the weaker the pull to zero
-    strongest: float = Field(1e5, gt=0)
+    smallest: float = Field(1e-6, gt=0)  # as C of scikit-learn: the larger, the weaker the pull to zero
+    largest: float = Field(1e5, gt=0)
     held_out: float = Field(0.1, gt=0, lt=1)  # of the training images, to choose C by
     selection: Literal["held-out", "test"] = "held-out"  # test: the best of all on the test images, as some report
     scaling: Scaling = "none"  # as DINOv2 does; standardised vectors converge faster
@@ -35,7 +35,7 @@ class LogregConfig(TaskConfig):
     @property
     def strengths(self) -> list[float]:
         """All C, ascending."""
-        return np.geomspace(self.weakest, self.strongest, self.num_strengths).tolist()
+        return np.geomspace(self.smallest, self.largest, self.num_strengths).tolist()
 
 
 def run(model: BenchModel, data: BenchData, config: LogregConfig) -> Outcome:

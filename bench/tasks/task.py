@@ -11,7 +11,7 @@ from mcbeit.bench.model import BenchModel
 from mcbeit.bench.result import Answers, Curve, Metric, Preset
 from mcbeit.config import Config, Seed
 
-Needs = Literal["embedding", "patch features", "weights"]
+Needs = Literal["embedding", "weights"]
 MAX_CONFUSED = 100  # classes: a larger table nobody reads
 
 
@@ -21,9 +21,9 @@ class TaskConfig(Config):
     seed: Seed = 0
 
     @property
-    def needs_weights(self) -> bool:
-        """Whether these settings need weights, where the task itself needs none."""
-        return False
+    def needs_weights(self) -> str | None:
+        """Where these settings need weights and the task itself needs none: the setting that does without them."""
+        return None
 
 
 @dataclass
@@ -44,10 +44,11 @@ class Outcome:
 
     def note_features(self, **splits: Features) -> None:
         """Keep which images were used, and how long their vectors took."""
-        made = [one for one in splits.values() if one.seconds]
+        different = {one.path: one for one in splits.values()}  # one set may be queries and gallery
+        made = [one for one in different.values() if one.seconds]
         self.used = {name: one.used for name, one in splits.items()}
         self.seconds["features"] = sum(one.seconds for one in made)
-        if made and len(made) == len(splits):
+        if made and len(made) == len(different):
             self.images_per_second = sum(len(one.vectors) for one in made) / self.seconds["features"]
 
 

@@ -86,7 +86,8 @@ def test_random_crops_go_through_the_network(beit: str, colours: Path, tmp_path:
 
 
 def test_a_graph_has_no_random_crops(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"linear: not possible with 'fake', the fake encoder, as weights are needed"):
+    refused = r"linear: not possible with 'fake'.*as weights are needed; possible: .*linear with linear.augment=false"
+    with pytest.raises(BenchError, match=refused):
         measure("fake", colours, tmp_path, preset="paper")
     found = measure("fake", colours, tmp_path)
     assert found.remarks[-1] == "the heads see the embedding, as the model gives no other vector"
@@ -128,3 +129,9 @@ def test_heads_see_what_the_publications_say() -> None:
         0.1,
         0.2,
     ]
+
+
+@pytest.mark.parametrize("rate", [0, -0.1])
+def test_a_rate_is_positive(rate: float) -> None:
+    with pytest.raises(ValueError, match="greater than 0"):
+        LinearConfig(lr=(rate,))

@@ -1,5 +1,6 @@
 """The task `retrieval`: folders of one's own, sets of which each image is a query, revisited buildings."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -99,3 +100,12 @@ def test_drawings_of_the_same_things_find_each_other(tmp_path: Path) -> None:
     assert result.metrics["recall@1, ink to oil"].value == 1.0
     assert result.metrics["MRR, oil to ink"].value == 1.0
     assert result.metrics["recall@1, ink to oil"].num_samples == 3
+
+
+def test_an_image_is_not_shown_as_its_own_neighbour(colours: Path, tmp_path: Path) -> None:
+    found = measure(colours / "val", tmp_path)
+    (name,) = found.artifacts
+    shown = json.loads((tmp_path / "results" / name).read_text())
+    assert all(row["query"]["name"] not in [near["name"] for near in row["neighbours"]] for row in shown)
+    assert found.images_per_second is not None
+    assert found.seconds["features"] * found.images_per_second == pytest.approx(12)  # embedded once, not twice
