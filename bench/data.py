@@ -1,19 +1,24 @@
 """The images of a benchmark, by the name that results carry: `--data NAME=PATH`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from mcbeit.bench.retrieval_data import RetrievalKind, RetrievalSet, open_retrieval
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import COLOURS
 from mcbeit.probe import pick
+from mcbeit.segmentation.scenes import Scenes, open_scenes
 from mcbeit.sources import ImageSource, SubsetSource
 from mcbeit.sources.imagenet import LayoutKind, Splits, open_splits
 
-CLASSIFICATION = ("train", "val")
-RETRIEVAL = ("queries", "gallery")
+DataKind = Literal["labelled", "retrieval", "scenes"]  # what is known of the images
+SPLITS: dict[DataKind, tuple[str, str]] = {
+    "labelled": ("train", "val"),
+    "retrieval": ("queries", "gallery"),
+    "scenes": ("train", "val"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class BenchData:
     limit: int | None = None  # images of each split, drawn by `seed`
     seed: int = 0
     channels: int = COLOURS
+    kind: DataKind = "labelled"  # what a task takes them for
 
     @classmethod
     def parse(cls, text: str, *, limit: int | None = None, seed: int = 0, channels: int = COLOURS) -> "BenchData":
@@ -41,6 +47,10 @@ class BenchData:
         """The place without the word for its layout."""
         return _split_kind(self.place, (*get_args(LayoutKind), *get_args(RetrievalKind)))[1]
 
+    def taken_for(self, kind: DataKind) -> "BenchData":
+        """The same images for a task that knows something else of them; queries and gallery are always whole."""
+        return replace(self, kind=kind, limit=None if kind == "retrieval" else self.limit)
+
     def splits(self) -> Splits:
         """The labelled images to train on and to test on. Raises DataError if there are none."""
         kind, path = _split_kind(self.place, get_args(LayoutKind))
@@ -52,19 +62,30 @@ class BenchData:
         kind, path = _split_kind(self.place, get_args(RetrievalKind))
         return _retrieval(path, kind, self.channels)
 
+    def scenes(self) -> Scenes:
+        """Images with label maps to train on and to test on. Raises DataError if there are none."""
+        found = _scenes(self.path)
+        return Scenes(*(source.subset(pick(source, self.limit, self.seed)) for source in found))
+
+    def opened(self) -> Splits | RetrievalSet | Scenes:
+        """The images as its kind has them."""
+        if self.kind == "retrieval":
+            return self.retrieval()
+        return self.scenes() if self.kind == "scenes" else self.splits()
+
     def open(self, split: str) -> ImageSource:
         """The images of a split."""
-        if split in CLASSIFICATION:
-            return getattr(self.splits(), split)
-        return getattr(self.retrieval(), split)
+        return getattr(self.opened(), split)
 
-    def layout(self, splits: Sequence[str]) -> str:
-        """How the images of these splits lie on the disk."""
-        return self.splits().layout if splits[0] in CLASSIFICATION else self.retrieval().layout
+    @property
+    def layout(self) -> str:
+        """How the images lie on the disk."""
+        return self.opened().layout
 
-    def classes(self, splits: Sequence[str]) -> tuple[str, ...]:
+    @property
+    def classes(self) -> tuple[str, ...]:
         """The names of classes, by number; none where images are retrieved."""
-        return tuple(self.splits().train.classes) if splits[0] in CLASSIFICATION else ()
+        return () if self.kind == "retrieval" else tuple(self.open("train").classes)
 
     def _some(self, source: ImageSource) -> ImageSource:
         chosen = pick(source, self.limit, self.seed)
@@ -76,8 +97,8 @@ NOTHING = BenchData("", "")  # for a model that is not asked about images yet
 
 def forget_opened() -> None:
     """Look at the disk again when images are asked for next."""
-    _splits.cache_clear()
-    _retrieval.cache_clear()
+    for opened in (_splits, _retrieval, _scenes):
+        opened.cache_clear()
 
 
 def _split_kind(place: str, kinds: Sequence[str]) -> tuple[Any, str]:
@@ -94,3 +115,8 @@ def _splits(path: str, kind: LayoutKind, channels: int) -> Splits:
 @lru_cache(maxsize=4)
 def _retrieval(path: str, kind: RetrievalKind, channels: int) -> RetrievalSet:
     return open_retrieval(path, kind=kind, channels=channels)
+
+
+@lru_cache(maxsize=4)
+def _scenes(path: str) -> Scenes:
+    return open_scenes(path)

@@ -1,14 +1,14 @@
 """`mcbeit bench run`: tasks x models x images, each result written as soon as it is there."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import Field
 
 from mcbeit.atomic import write_json
-from mcbeit.bench.data import RETRIEVAL, BenchData, forget_opened
+from mcbeit.bench.data import BenchData, forget_opened
 from mcbeit.bench.features import FeatureCache
 from mcbeit.bench.model import KIND_NAMES, BenchModel, kind_of
 from mcbeit.bench.published import check_reproduces
@@ -92,7 +92,7 @@ def make_plan(
     for model in models:
         check_possible(model, asked)
     limit = LIMITS[preset] if config.limit is None else config.limit
-    if config.limit is not None and (whole := [one.task.name for one in asked if one.task.splits == RETRIEVAL]):
+    if config.limit is not None and (whole := [one.task.name for one in asked if one.task.images == "retrieval"]):
         raise ConfigError(
             f"limit={config.limit} would take right answers out of the gallery of {whole[0]}; leave it out, or measure "
             "a smaller set of images"
@@ -144,7 +144,7 @@ def run(
                     yield found
                     continue
                 if isinstance(model.encoder, ServedEncoder) and not is_probed:
-                    least = probe(model.encoder, data.open(asked.task.splits[-1]))
+                    least = probe(model.encoder, one.data.open(asked.task.splits[-1]))
                     tell(f"{source}: files and their pixels give the same vectors (least cosine {least:.6f})")
                     is_probed = True
                 tell(f"{asked.task.name} on {data.name}: {source}")
@@ -156,7 +156,7 @@ class Measurement:
 
     def __init__(self, plan: Plan, asked: Asked, model: BenchModel, data: BenchData) -> None:
         self.asked, self.model, self.folder = asked, model, plan.out / "results"
-        self.data = data = replace(data, limit=None) if asked.task.splits == RETRIEVAL else data
+        self.data = data = data.taken_for(asked.task.images)
         self.manifests = {name: model.cache.manifest(data, name) for name in asked.task.splits}
         self.task_facts = TaskFacts(
             name=asked.task.name,
@@ -185,8 +185,8 @@ class Measurement:
             name=self.data.name,
             place=self.data.place,
             seed=self.data.seed,
-            layout=self.data.layout(self.asked.task.splits),
-            classes=self.data.classes(self.asked.task.splits),
+            layout=self.data.layout,
+            classes=self.data.classes,
             splits={name: Split(manifest=self.manifests[name], used=outcome.used[name]) for name in self.manifests},
         )
         result = Result(

@@ -1,7 +1,8 @@
 """Which images a measurement was made on, so that another one can be known to be of the same."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import Field
@@ -22,9 +23,18 @@ class Manifest(Config):
     num_lost: int = Field(ge=0)  # images of damaged shards, which are in no other number
     num_classes: int = Field(ge=0)  # that occur; 0 without labels
     names_sha256: str
-    labels_sha256: str | None
+    labels_sha256: str | None  # of label maps and other annotations: of those of `num_hashed` images
     content_sha256: str  # of the bytes of `num_hashed` images, evenly spread
     num_hashed: int = Field(ge=0)
+
+
+@runtime_checkable
+class Annotated(Protocol):
+    """A source that knows more of its images than a class."""
+
+    def annotation(self, index: int) -> bytes:
+        """What is known of an image, as it is stored. Raises OSError if it cannot be read."""
+        ...
 
 
 class Used(Config):
@@ -38,14 +48,18 @@ class Used(Config):
 def make_manifest(source: ImageSource) -> Manifest:
     """Look at a source: its names and labels, and the content of some images."""
     labels = source.labels
-    hashed = np.unique(np.linspace(0, len(source) - 1, num=min(NUM_HASHED, len(source))).round().astype(int))
+    hashed = np.unique(np.linspace(0, len(source) - 1, num=min(NUM_HASHED, len(source))).round().astype(int)).tolist()
+    num_classes = 0 if labels is None else len(np.unique(labels))
+    labels_sha256 = None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+    if isinstance(source, Annotated):
+        num_classes, labels_sha256 = len(source.classes), _hash_all(source.annotation, hashed)
     return Manifest(
         num_images=len(source),
         num_lost=sum(damage.num_lost for damage in source.damaged),
-        num_classes=0 if labels is None else len(np.unique(labels)),
+        num_classes=num_classes,
         names_sha256=source.summary()["names_sha256"],
-        labels_sha256=None if labels is None else hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
-        content_sha256=_hash_content(source, hashed.tolist()),
+        labels_sha256=labels_sha256,
+        content_sha256=_hash_all(source.read, hashed),
         num_hashed=len(hashed),
     )
 
@@ -60,11 +74,11 @@ def used_images(source: ImageSource, found: Embeddings) -> Used:
     return Used(num_used=len(found.paths), num_unreadable=missing, unreadable=tuple(names[:MAX_LISTED]))
 
 
-def _hash_content(source: ImageSource, indices: Sequence[int]) -> str:
+def _hash_all(read: Callable[[int], bytes], indices: Sequence[int]) -> str:
     whole = hashlib.sha256()
     for index in indices:
         try:
-            content = source.read(index)
+            content = read(index)
         except (OSError, ImageError) as error:
             content = type(error).__name__.encode()
         whole.update(hashlib.sha256(content).digest())

@@ -110,7 +110,8 @@ def _details(folder: Path, result: Result) -> dict[str, Any]:
         "confusion": confusion_uri(result.confusion) if result.confusion else None,
         "mistakes": _mistakes(result),
         "classes": _classes(result) if 1 < len(classes) <= MAX_CLASSES else [],
-        "neighbours": _neighbours(folder, result),
+        "neighbours": _pictures(folder, result, "query"),
+        "scenes": _pictures(folder, result, "scene"),
         "facts": _facts(result),
         "protocol": json.dumps(result.task.protocol, indent=2),
         "spec": result.model.spec.model_dump_json(indent=2),
@@ -138,9 +139,11 @@ def _mistakes(result: Result, most: int = 6) -> list[str]:
     return [text for _, text in sorted(pairs, key=lambda pair: -pair[0])[:most]]
 
 
-def _neighbours(folder: Path, result: Result) -> list[dict[str, Any]]:
+def _pictures(folder: Path, result: Result, key: str) -> list[dict[str, Any]]:
+    """Those pictures of a result that have a key."""
     found = [folder / "results" / name for name in result.artifacts if name.startswith("pictures/")]
-    return [row for path in found if path.is_file() for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = [row for path in found if path.is_file() for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [row for row in rows if key in row]
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:

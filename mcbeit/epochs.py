@@ -8,6 +8,7 @@ import numpy as np
 
 from mcbeit.atomic import write_bytes
 from mcbeit.evaluation import Judgement
+from mcbeit.supervised import JudgedEpoch
 
 LAST: Final = "last"  # by what an epoch was chosen
 BY_TEST: Final = "best on the test images"
@@ -16,7 +17,7 @@ PREDICTIONS = {"last": "predictions.npy", "best": "predictions-best.npy"}  # in 
 
 
 class Epoch(NamedTuple):
-    """A model after some epochs, judged."""
+    """A classifier after some epochs, judged."""
 
     number: float
     test: Judgement
@@ -55,7 +56,7 @@ class Epoch(NamedTuple):
         return f"epoch {self.number:.3g}: {', '.join(parts)}"
 
 
-def take_note(numbers: dict[str, Any], epoch: Epoch) -> bool:
+def take_note(numbers: dict[str, Any], epoch: JudgedEpoch) -> bool:
     """Keep an epoch in `numbers` as the last one, and as the best one if it is; returns whether it is."""
     told = {"epoch": epoch.number, **epoch.record()}
     metric, value = epoch.criterion

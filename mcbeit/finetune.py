@@ -2,8 +2,8 @@
 
 `finetune` goes from a backbone and labelled images to a classifier. It takes the weights, gives every block a bias
 table of its own and puts a linear head on the mean of the patches; then it repeats one step - augment and mix images,
-learn their mixed labels, layers near the pixels more slowly - and asks about the test images every so often. With
-several workers each runs all of this on its share of every batch.
+learn their mixed labels, layers near the pixels more slowly - and asks about the test images every so often. The loop
+is that of `supervised.py`; with several workers each runs all of this on its share of every batch.
 
     mcbeit train finetune-base init=runs/mcbeit-base data.source=/data/imagenet
 """
@@ -16,26 +16,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcbeit.agreement import NO_FLAGS, Flags
-from mcbeit.data import Batch, auto_workers, make_share_loader
+from mcbeit.data import Batch, auto_workers
 from mcbeit.epochs import Epoch, keep_predictions, take_note
 from mcbeit.evaluation import Judgement, judge
 from mcbeit.finetune_data import FinetuneImages, Judged, check_classes, divide, open_both
-from mcbeit.finetune_setup import (
-    FinetuneConfig,
-    Finetuning,
-    augmented,
-    build,
-    check_start,
-    keys,
-    with_weights,
-)
-from mcbeit.meter import Meter, StepResult, is_due, status_line
-from mcbeit.metric_log import MetricLog
-from mcbeit.optim import crops_per_step, steps_per_epoch
+from mcbeit.finetune_setup import FinetuneConfig, Finetuning, augmented, build
+from mcbeit.meter import StepResult
+from mcbeit.optim import steps_per_epoch
 from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.sources.imagenet import Splits
+from mcbeit.start import check_start, with_weights
 from mcbeit.step import take_step
-from mcbeit.watch import Watch
+from mcbeit.supervised import SupervisedJob, learn
 from mcbeit.worker import Worker
 
 
@@ -59,58 +51,10 @@ def _finetune(config: FinetuneConfig, splits: Splits | None, *, resume: bool, wo
     group.first(lambda: check_start(config))
     images = group.each(lambda: open_images(config, splits))
     per_epoch = group.each(lambda: steps_per_epoch(len(images.train), config.optim))
-    total = config.optim.total_steps(per_epoch)
     run = group.first(lambda: _open(config, images, worker, resume=resume))
     if (summary := group.first(run.summary)) is not None:
         return summary
-    parts = build(config, images, worker)
-    state = parts.state
-    warnings = [*images.notes, *run.go_on(state, group)]
-    watch = Watch(
-        run,
-        images.train,
-        state,
-        worker,
-        data=config.data,
-        max_skipped=config.optim.max_skipped_steps,
-        keys_of=lambda step: next(keys(config, images, range(step, step + 1))),
-    )
-    meter = Meter.of_group(group, parts.device, parts.precision.dtype, flops_per_image=parts.cost.total)
-    worker.began(state.step)
-
-    with worker.display("finetune", total, done=state.step) as display, MetricLog(run, config.log, group) as log:
-        display.tell([describe(parts, images, per_epoch), *state.numbers.get("init", ())], warnings)
-        for batch in batches(parts, images, range(state.step, total)):
-            step, lr = state.step, config.optim.lr_at(state.step, per_epoch)
-            flags = watch.flags(batch)
-            result = train_step(parts, batch, lr, flags=flags)
-            meter.count(result, num_images=config.optim.batch_size)
-            is_logged = step % config.log.every_steps == 0 or state.step == total
-            is_saved = is_due(config.checkpoint.every_epochs, per_epoch, state.step, total)
-            is_judged = is_due(config.eval.every_epochs, per_epoch, state.step, total)
-            watch.hear(step, result, display, up_to_now=is_logged or is_saved or is_judged)
-
-            record: dict[str, float] = {"step": step, "epoch": state.step / per_epoch}
-            if is_logged:
-                record |= {"lr": lr, **meter.read(), "corrupt": watch.num_corrupt}
-            with meter.paused():
-                is_best = False
-                if is_judged:
-                    epoch, is_best = judge_epoch(parts, images, run, record["epoch"])
-                    record |= epoch.record()
-                    display.note(epoch.describe())
-                if len(record) > 2:
-                    log.write(record)
-                if is_best or is_saved:
-                    watch.save()
-                if is_best:
-                    watch.mark_best(*epoch.criterion)
-            display.advance(status_line(record) if is_logged else None)
-            watch.stop_if_asked(config.run)
-        watch.tell_corrupt(display)
-    summary = group.first(lambda: run.finish(state.numbers))
-    group.first(worker.keep)
-    return summary
+    return learn(FinetuneJob(build(config, images, worker), images), run, worker, per_epoch=per_epoch)
 
 
 def open_images(config: FinetuneConfig, splits: Splits | None = None) -> FinetuneImages:
@@ -125,12 +69,35 @@ def _open(config: FinetuneConfig, images: FinetuneImages, worker: Worker, *, res
     return run
 
 
-def batches(parts: Finetuning, images: FinetuneImages, steps: range) -> Iterable[Batch]:
-    """This worker's share of the batches of some steps, read ahead by loader processes."""
-    config, pin = parts.config, parts.device.type == "cuda"
-    dataset = augmented(config, images, num_dice=parts.model.backbone.num_dice)
-    crops = crops_per_step(config.optim, masks_per_image=1)
-    return make_share_loader(dataset, keys(config, images, steps), crops, config.data, parts.group, pin=pin)
+class FinetuneJob(SupervisedJob):
+    """What the loop asks of finetuning."""
+
+    def __init__(self, parts: Finetuning, images: FinetuneImages) -> None:
+        self.parts, self.images = parts, images
+        self.config, self.source, self.notes = parts.config, images.train, images.notes
+        self.group, self.device, self.precision, self.state = parts.group, parts.device, parts.precision, parts.state
+        self.flops_per_image = parts.cost.total
+
+    def describe(self, per_epoch: int) -> str:
+        """See `SupervisedJob`."""
+        optim = self.parts.config.optim
+        return (
+            f"{len(self.source)} images of {self.images.num_classes} classes, {per_epoch} steps per epoch, batch "
+            f"{optim.batch_size}, lr {optim.lr:g}, layer decay {optim.layer_decay:g}, {self.setting()}"
+        )
+
+    def batches(self, steps: range) -> Iterable[Batch]:
+        """See `SupervisedJob`."""
+        num_dice = self.parts.model.backbone.num_dice
+        return self.loader(augmented(self.parts.config, self.images, num_dice=num_dice), steps)
+
+    def take_step(self, batch: Batch, lr: float, flags: Flags = NO_FLAGS) -> StepResult:
+        """See `SupervisedJob`."""
+        return train_step(self.parts, batch, lr, flags=flags)
+
+    def judge(self, run: RunFolder, number: float) -> tuple[Epoch, bool]:
+        """See `SupervisedJob`."""
+        return judge_epoch(self.parts, self.images, run, number)
 
 
 class Examples(NamedTuple):
@@ -204,14 +171,3 @@ def judge_epoch(parts: Finetuning, images: FinetuneImages, run: RunFolder, numbe
 
     group.first(keep)
     return epoch, is_best
-
-
-def describe(parts: Finetuning, images: FinetuneImages, per_epoch: int) -> str:
-    """One line about the run: what is trained on what, and where."""
-    parameters, optim = sum(p.numel() for p in parts.model.parameters()), parts.config.optim
-    workers = f"{parts.group.size} workers, " if parts.group.size > 1 else ""
-    return (
-        f"{len(images.train)} images of {images.num_classes} classes, {per_epoch} steps per epoch, batch "
-        f"{optim.batch_size}, lr {optim.lr:g}, layer decay {optim.layer_decay:g}, {parameters / 1e6:.1f} M parameters, "
-        f"{parts.cost.total / 1e9:.3g} GFLOP per image, {workers}{parts.precision.name} on {parts.device}"
-    )

@@ -11,22 +11,21 @@ from jaxtyping import Int64
 from pydantic import Field
 
 from mcbeit.atomic import write_json
-from mcbeit.config import Config
 from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError, DataError, RunError
 from mcbeit.runfolder import writing
 from mcbeit.sources import ImageSource, Labels, SourceKind, SubsetSource, source_notes
 from mcbeit.sources.imagenet import open_splits
+from mcbeit.supervised import EvalConfig
 
 CLASSES = "classes.json"  # in the run folder: what the outputs of the head mean
 
 
-class JudgeConfig(Config):
+class JudgeConfig(EvalConfig):
     """On which images a run is judged, and when."""
 
     source: str | list[str] | None = None  # test images; None: data.source holds both, as ImageNet does
     kind: SourceKind = "auto"
-    every_epochs: float = Field(1.0, gt=0)  # and at the end
     # share of each class of the training images that is left out, to choose the best epoch by; None: the test images
     held_out: float | None = Field(None, gt=0, lt=1)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from mcbeit.errors import ConfigError
 from mcbeit.file_hash import file_hash
 from mcbeit.masked import MaskedImageModel
 from mcbeit.preprocess import Preprocess
-from mcbeit.vit import SIZES, ModelConfig
+from mcbeit.vit import SIZES, ModelConfig, VisionTransformer
 from mcbeit.weights import Weights, fit_backbone, read_weights
 
 SHAPE = ("dim", "depth", "num_heads")
@@ -53,9 +53,17 @@ def check_init(init: str | None, run: Path, model: ModelConfig, channels: int) -
         check_channels(channels, weights)
 
 
-def start_from(
-    init: str, model: MaskedImageModel | Classifier, config: ModelConfig, preprocess: Preprocess
-) -> list[str]:
+@runtime_checkable
+class HasBackbone(Protocol):
+    """A model around a backbone."""
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        """The part that weights are for."""
+        ...
+
+
+def start_from(init: str, model: HasBackbone, config: ModelConfig, preprocess: Preprocess) -> list[str]:
     """Give `model` the weights `init`: backbone, mask token and head, as far as the file has them.
 
     The head of a file counts if it has as many outputs. Positions are resized to the model's image size. Returns what
@@ -66,7 +74,7 @@ def start_from(
     check_agrees(config, weights)
     check_channels(preprocess.channels, weights)
     head = head_of(model)
-    parameters = dict(head.parameters()) if head.fits(weights) else {}
+    parameters = dict(head.parameters()) if head is not None and head.fits(weights) else {}
     state, account = fit_backbone(weights, config, preprocess.image_size, heads=parameters)
     if "mask_token" in account.fresh:
         state["mask_token"] = model.backbone.mask_token.detach()  # drawn, not zero
@@ -75,7 +83,7 @@ def start_from(
             parameter.copy_(state[name])
     return [
         f"starts from {_place(weights)}: {account.summary()}",
-        head.note(weights),
+        *([] if head is None else [head.note(weights)]),
         *_preprocess_notes(weights, preprocess),
     ]
 
@@ -112,11 +120,13 @@ class Head(NamedTuple):
         return None if bias is None else len(bias)
 
 
-def head_of(model: MaskedImageModel | Classifier) -> Head:
-    """The head of a model."""
+def head_of(model: HasBackbone) -> Head | None:
+    """The head of a model, if it is one that files of weights have."""
     if isinstance(model, Classifier):
         return Head(model.head, "head", "classifier", "classes", "images")
-    return Head(model.lm_head, "lm_head", "vocabulary head", "codes", "tokenizer")
+    if isinstance(model, MaskedImageModel):
+        return Head(model.lm_head, "lm_head", "vocabulary head", "codes", "tokenizer")
+    return None
 
 
 def check_agrees(config: ModelConfig, weights: Weights) -> None:

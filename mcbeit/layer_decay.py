@@ -8,9 +8,9 @@ import re
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from mcbeit.optim import Beta, OptimConfig, decays
+from mcbeit.optim import UNDECAYED, Beta, OptimConfig, decays
 
 Rule = Literal["official", "clean"]
 STEM = ("cls_token", "mask_token", "pos_embed", "patch_embed")
@@ -48,14 +48,21 @@ def level_scales(depth: int, layer_decay: float) -> list[float]:
     return [layer_decay ** (depth + 1 - level) for level in range(depth + 2)]
 
 
-def layer_groups(model: nn.Module, depth: int, config: FinetuneOptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters by level, each level in those that are weight-decayed and the others."""
+def layer_groups(
+    model: nn.Module, depth: int, config: FinetuneOptimConfig, *, undecayed: frozenset[str] = UNDECAYED
+) -> list[dict[str, Any]]:
+    """The trainable parameters by level, each level in those that are weight-decayed and the others.
+
+    `undecayed` names parameters that are no vectors and are not decayed either.
+    """
     scales = level_scales(depth, config.layer_decay)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = name.removeprefix("backbone.")
-            level, is_decayed = level_of(plain, depth, config.layer_rule), _is_decayed(plain, parameter, config)
+            level = level_of(plain, depth, config.layer_rule)
+            is_spared = config.layer_rule == "clean" and plain.endswith(TABLE)
+            is_decayed = decays(plain, parameter, undecayed) and not is_spared
             new = {
                 "params": [],
                 "lr_scale": scales[level],
@@ -63,8 +70,3 @@ def layer_groups(model: nn.Module, depth: int, config: FinetuneOptimConfig) -> l
             }
             groups.setdefault((level, is_decayed), new)["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
-
-
-def _is_decayed(name: str, parameter: Tensor, config: FinetuneOptimConfig) -> bool:
-    is_spared = config.layer_rule == "clean" and name.endswith(TABLE)
-    return decays(name, parameter) and not is_spared

@@ -77,12 +77,12 @@ def cosine(start: float, end: float, step: int, steps: int) -> float:
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * step / steps))
 
 
-def decays(name: str, parameter: Tensor) -> bool:
+def decays(name: str, parameter: Tensor, undecayed: frozenset[str] = UNDECAYED) -> bool:
     """The official rule: no weight decay on vectors, biases, the cls token and absolute positions.
 
     The mask token and the relative position bias tables are decayed.
     """
-    return parameter.ndim > 1 and not name.endswith(".bias") and name.split(".")[-1] not in UNDECAYED
+    return parameter.ndim > 1 and not name.endswith(".bias") and name.split(".")[-1] not in undecayed
 
 
 def make_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.optim.AdamW:

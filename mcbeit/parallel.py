@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mcbeit.device import ComputeConfig, Precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def shard_if_asked(
@@ -34,6 +37,14 @@ def shard_if_asked(
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def synchronise_norms(model: M, group: Group, device: torch.device) -> M:
+    """The model with batch norms that take their sums over all workers; on GPUs only, where torch can do it."""
+    if group.size == 1 or device.type != "cuda":
+        return model
+    synchronised: M = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return synchronised
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """The backbone: timm's `Beit` plus mask token, init of the paper, exact table resize and sin-cos positions."""
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -113,6 +114,22 @@ class VisionTransformer(Beit):
         The mask is applied before positions are added, so the network knows where it must predict. `dice`, uniform in
         [0, 1), decide in training which branches drop path leaves out.
         """
+        for tokens in self._after_blocks(images, mask, dice):
+            last = tokens
+        return self.norm(last)
+
+    def forward_maps(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        blocks: Sequence[int],
+        dice: Float[Tensor, "batch die"] | None = None,
+    ) -> list[Float[Tensor, "batch dim row column"]]:
+        """The patch tokens after some blocks, counted from 0, in their places; no norm, no cls token."""
+        found = {i: tokens for i, tokens in enumerate(self._after_blocks(images, None, dice)) if i in blocks}
+        return [found[block][:, 1:].mT.unflatten(2, self.grid) for block in blocks]
+
+    def _after_blocks(self, images: Tensor, mask: Tensor | None, dice: Tensor | None) -> Iterator[Tensor]:
+        """All tokens after each block."""
         throw(self.blocks, dice)
         tokens = self._embed(images, mask)
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
@@ -121,7 +138,7 @@ class VisionTransformer(Beit):
                 tokens = checkpoint(block, tokens, shared_rel_pos_bias=bias, use_reentrant=False)
             else:
                 tokens = block(tokens, shared_rel_pos_bias=bias)
-        return self.norm(tokens)
+            yield tokens
 
     def pooled(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch dim"]:
         """The mean of the patch tokens that `forward_tokens` gave, normed if the norm is that of pooled tokens.

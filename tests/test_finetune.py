@@ -18,12 +18,13 @@ from mcbeit.config import load
 from mcbeit.encoder import load_encoder
 from mcbeit.epochs import read_predictions
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError, WeightsError
-from mcbeit.finetune import batches, finetune, loss_of, open_images, train_step
-from mcbeit.finetune_setup import FinetuneConfig, build, with_weights
+from mcbeit.finetune import FinetuneJob, finetune, loss_of, open_images, train_step
+from mcbeit.finetune_setup import FinetuneConfig, build
 from mcbeit.pretrain import pretrain
 from mcbeit.relative_position import resize_table
 from mcbeit.replay import replay
 from mcbeit.runfolder import RunFolder
+from mcbeit.start import with_weights
 from mcbeit.weight_conversion import convert_weights
 from mcbeit.weights import read_weights
 from mcbeit.worker import Worker
@@ -204,7 +205,7 @@ def test_train_step__never_waits_for_the_device(shapes: Path, tmp_path: Path) ->
     config = finetune_config(shapes, tmp_path)
     images = open_images(config)
     parts = build(config, images)
-    (batch,) = batches(parts, images, range(1))
+    (batch,) = FinetuneJob(parts, images).batches(range(1))
     train_step(parts, batch, 1e-3)  # what is kept is made now
     with CountWaits() as counter:
         result = train_step(parts, batch, 1e-3)
@@ -335,7 +336,7 @@ def test_finetune_config__randaugment_is_for_colours(shapes: Path, tmp_path: Pat
 
 def test_finetune__tells_a_mistake_before_any_work(shapes: Path, tmp_path: Path, pretrained: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"init is not set; name the weights to finetune, .* init=random"):
+    with pytest.raises(ConfigError, match=r"init is not set; name the weights to start from, .* init=random"):
         finetune(finetune_config(shapes, run, init=None))
     with pytest.raises(ConfigError, match="batch_size=100 needs 100 images per step, but the source has 24"):
         finetune(finetune_config(shapes, run, optim={"batch_size": 100}))

@@ -8,6 +8,7 @@ import timm
 import yaml
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from scenes import write_ade20k
 from tiny import tokenizer_config, write_shapes
 
 from mcbeit import distributed
@@ -18,6 +19,7 @@ from mcbeit.finetune_setup import FinetuneConfig
 from mcbeit.jobs import cost_lines, describe_job, load_job, run_job
 from mcbeit.kmeans_training import KMeansRunConfig
 from mcbeit.pretrain_setup import PretrainConfig
+from mcbeit.segmentation.setup import SegmentationConfig
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 
 NO_SOURCE = "data.source=null"
@@ -40,6 +42,10 @@ def reduced(name: str, source: Path, folder: Path) -> list[str]:
     if isinstance(load_job(name, [NO_SOURCE]), TokenizerConfig):
         return [*common, "image_size=16", "model.stride=4", "model.vocab_size=16", "model.dim=16"]
     sizes = ["model.dim=32", "model.depth=2", "model.num_heads=2", "model.patch_size=4", "preprocess.image_size=16"]
+    if isinstance(load_job(name, [NO_SOURCE]), SegmentationConfig):
+        small = ["model.depth=4", "head.taps=null", "head.channels=8", "head.auxiliary_channels=8"]
+        scenes = write_ade20k(folder / "ade")
+        return [*common, *sizes, *small, "init=random", f"data.source={scenes}", "scenes.short_side=40"]
     if isinstance(load_job(name, [NO_SOURCE]), FinetuneConfig):
         return [*common, *sizes, "init=random", "label_fraction=1", f"eval.source={source}"]
     judge = ["eval.gallery=null", "eval.queries=null"]
@@ -64,7 +70,8 @@ def test_preset__tells_its_cost_and_can_be_read_back(name: str, tmp_path: Path) 
     text = describe_job(load_job(name, [NO_SOURCE]))
     assert "# parameters: " in text
     assert "# FLOPs per image: " in text
-    assert "ImageNet-1K: 1,281,167" in text
+    images = "ADE20K: 20,210" if load_job(name, [NO_SOURCE]).job == "segmentation" else "ImageNet-1K: 1,281,167"
+    assert images in text
     assert text.count("# estimated hours: ") == 4
     (tmp_path / "again.yaml").write_text(text)
     assert load_job(str(tmp_path / "again.yaml")) == load_job(name, [NO_SOURCE])
@@ -101,12 +108,13 @@ def test_cost_lines__of_finetuning_count_the_labels_that_are_used(source: Path) 
     assert "head 0.00 M" in lines
 
 
-def test_load_job__knows_four_jobs(tmp_path: Path) -> None:
+def test_load_job__knows_its_jobs(tmp_path: Path) -> None:
     assert isinstance(load_job("demo"), PretrainConfig)
     assert isinstance(load_job("finetune-base"), FinetuneConfig)
+    assert isinstance(load_job("ade20k-upernet-base"), SegmentationConfig)
     assert isinstance(load_job("demo-tokenizer"), TokenizerConfig)
     assert isinstance(load_job("kmeans-tokenizer"), KMeansRunConfig)
-    with pytest.raises(ConfigError, match="one of pretrain, finetune, tokenizer, kmeans-tokenizer, found 'serve'"):
+    with pytest.raises(ConfigError, match=r"one of pretrain, finetune, segmentation, .*, found 'serve'"):
         load_job("demo", ["job=serve"])
 
 

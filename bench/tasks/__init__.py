@@ -1,8 +1,29 @@
 """One module per task. A task is a function of a model and images; `TASKS` names them all."""
 
-from mcbeit.bench.tasks import finetune, knn, linear, logreg, probe_sweep, retrieval
+from mcbeit.bench.tasks import (
+    finetune,
+    knn,
+    linear,
+    logreg,
+    probe_sweep,
+    retrieval,
+    segmentation,
+    segmentation_knn,
+    segmentation_linear,
+)
 from mcbeit.bench.tasks.task import BenchTask
 
 TASKS: dict[str, BenchTask] = {
-    task.name: task for task in (knn.TASK, linear.TASK, logreg.TASK, retrieval.TASK, probe_sweep.TASK, finetune.TASK)
+    module.TASK.name: module.TASK
+    for module in (
+        knn,
+        linear,
+        logreg,
+        retrieval,
+        probe_sweep,
+        finetune,
+        segmentation_knn,
+        segmentation_linear,
+        segmentation,
+    )
 }

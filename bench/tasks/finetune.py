@@ -4,45 +4,38 @@ The run lies in OUT/runs and goes on where it stopped. The accuracy to quote is 
 is beside it, with what it was chosen by.
 """
 
-import hashlib
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.manifest import MAX_LISTED, Used
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.result import Answers, Curve, Metric, accuracy, by_class, confusion_counts
-from mcbeit.bench.tasks.task import MAX_CONFUSED, BenchTask, Outcome, TaskConfig
-from mcbeit.config import read_values, validate
+from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, job_of
+from mcbeit.bench.tasks.task import MAX_CONFUSED, BenchTask, Outcome
 from mcbeit.epochs import LAST, read_predictions
 from mcbeit.evaluation import UNREADABLE
 from mcbeit.finetune import finetune, open_images
-from mcbeit.finetune_setup import FinetuneConfig, with_weights
+from mcbeit.finetune_setup import FinetuneConfig
 from mcbeit.runfolder import read_records
 from mcbeit.sources import ImageSource
 from mcbeit.worker import Worker
 
-AUTO, BASE, LARGE = "auto", "finetune-base", "finetune-large"
-LARGE_DIM = 1024  # of the patch tokens, from which on the recipe is that of ViT-L
-SECTIONS = ("augment", "compute", "crop", "eval", "model", "optim")
 BEST = "top1, best epoch"
-IDLE: Any = {  # what of a job changes no number
-    **dict.fromkeys(("run", "log", "checkpoint"), True),
-    "data": {"num_workers", "max_corrupt_fraction"},
-    "compute": {"threads", "compile", "gradient_checkpointing", "shard"},
-}
 
 
-class FinetuneTaskConfig(TaskConfig):
+class FinetuneTaskConfig(RecipeConfig):
     """The settings of `finetune`: a recipe, and what is changed of it, by the keys of `mcbeit train`."""
 
-    recipe: str = AUTO  # a preset or a file; auto: that of the model's size
+    JOB = FinetuneConfig
+    BY_SIZE = BySize("finetune-base", "finetune-large")
+    SECTIONS = ("augment", "compute", "crop", "eval", "model", "optim")
+
     label_fraction: float = Field(1.0, gt=0, le=1)  # of the images of each class; 0.01 and 0.1 are usual
     augment: dict[str, Any] = Field(default_factory=dict)
     compute: dict[str, Any] = Field(default_factory=dict)
@@ -52,18 +45,9 @@ class FinetuneTaskConfig(TaskConfig):
     model: dict[str, Any] = Field(default_factory=dict)
     optim: dict[str, Any] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _is_a_recipe(self) -> "FinetuneTaskConfig":
-        validate(FinetuneConfig, self.values(BASE), origin=f"the recipe {self.recipe}")
-        return self
-
     def values(self, recipe: str) -> dict[str, Any]:
-        """The keys of a finetuning job; the shape of the model is left to the weights."""
-        found = read_values(recipe if self.recipe == AUTO else self.recipe)
-        for section in SECTIONS:
-            found[section] = {**found.get(section, {}), **getattr(self, section)}
-        found["model"].pop("size", None)
-        return {**found, "seed": self.seed, "label_fraction": self.label_fraction}
+        """See `RecipeConfig`."""
+        return {**super().values(recipe), "label_fraction": self.label_fraction}
 
 
 def run(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> Outcome:
@@ -102,21 +86,8 @@ def run(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> Outco
 
 
 def make_job(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> FinetuneConfig:
-    """The job, in a folder whose name changes with anything that its numbers depend on."""
-    spec = model.encoder.spec
-    values = config.values(LARGE if spec.patch_dim >= LARGE_DIM else BASE)
-    values["init"], values["preprocess"] = model.source, spec.preprocess.model_dump()
-    values["data"] = {**model.config.data.model_dump(), "source": data.path}
-    if model.config.num_heads is not None:
-        values["model"].setdefault("num_heads", model.config.num_heads)
-    if model.config.threads is not None:
-        values["compute"].setdefault("threads", model.config.threads)
-    values["run"] = "unnamed"
-    job = with_weights(validate(FinetuneConfig, values, origin="the task finetune"))
-    manifests = [model.cache.manifest(data, split).model_dump(mode="json") for split in TASK.splits]
-    told = job.model_dump(mode="json", exclude=IDLE)
-    digest = hashlib.sha256(json.dumps([told, spec.fingerprint, manifests]).encode()).hexdigest()[:16]
-    return job.model_copy(update={"run": str(model.out / "runs" / f"finetune-{digest}")})
+    """The job, on images as the model sees them."""
+    return job_of(TASK, model, data, config, preprocess=model.encoder.spec.preprocess.model_dump())
 
 
 class _Answered:
@@ -168,6 +139,4 @@ PRESETS: dict[Any, dict[str, Any]] = {
     "short": {"optim": {"epochs": 10, "warmup_epochs": 1, "batch_size": 128, "lr": 1e-3}},
     "paper": {},
 }
-TASK = BenchTask(
-    "finetune", 1, "finetuning of all weights", "weights", ("train", "val"), FinetuneTaskConfig, PRESETS, run
-)
+TASK = BenchTask("finetune", 1, "finetuning of all weights", "weights", "labelled", FinetuneTaskConfig, PRESETS, run)

@@ -91,4 +91,4 @@ def _remarks(config: KnnConfig, ks: tuple[int, ...]) -> tuple[str, ...]:
 
 
 PRESETS: dict[Any, dict[str, Any]] = {"smoke": {"k": [5, 20]}, "short": {}, "paper": {}}
-TASK = BenchTask("knn", 1, "weighted k-NN on frozen embeddings", "embedding", ("train", "val"), KnnConfig, PRESETS, run)
+TASK = BenchTask("knn", 1, "weighted k-NN on frozen embeddings", "embedding", "labelled", KnnConfig, PRESETS, run)

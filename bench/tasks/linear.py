@@ -248,6 +248,6 @@ PRESETS: dict[Any, dict[str, Any]] = {
     "paper": {},
 }
 TASK = BenchTask(
-    "linear", 1, "linear probes by gradient descent: beit, mae, dinov2", "embedding", ("train", "val"), LinearConfig,
+    "linear", 1, "linear probes by gradient descent: beit, mae, dinov2", "embedding", "labelled", LinearConfig,
     PRESETS, run,
 )  # fmt: skip

@@ -140,5 +140,5 @@ PRESETS: dict[Any, dict[str, Any]] = {
     "paper": {},
 }
 TASK = BenchTask(
-    "logreg", 1, "logistic regression on frozen embeddings", "embedding", ("train", "val"), LogregConfig, PRESETS, run
+    "logreg", 1, "logistic regression on frozen embeddings", "embedding", "labelled", LogregConfig, PRESETS, run
 )

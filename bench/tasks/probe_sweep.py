@@ -221,6 +221,6 @@ def _export(best: Choice, vectors: Vectors, model: BenchModel, out: Path) -> str
 
 PRESETS: dict[Any, dict[str, Any]] = {"smoke": {"scaling": ["none"], "max_iterations": 30}, "short": {}, "paper": {}}
 TASK = BenchTask(
-    "probe-sweep", 1, "which layer, pooling, norm and scaling to use", "weights", ("train", "val"), ProbeSweepConfig,
+    "probe-sweep", 1, "which layer, pooling, norm and scaling to use", "weights", "labelled", ProbeSweepConfig,
     PRESETS, run,
 )  # fmt: skip

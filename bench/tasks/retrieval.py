@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from pydantic import Field
 
-from mcbeit.bench.data import RETRIEVAL, BenchData
+from mcbeit.bench.data import BenchData
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.nearest import nearest
 from mcbeit.bench.pictures import neighbour_pictures
@@ -121,5 +121,5 @@ def _places(
 
 PRESETS: dict[Any, dict[str, Any]] = {"smoke": {}, "short": {}, "paper": {}}
 TASK = BenchTask(
-    "retrieval", 1, "instance or class retrieval by cosine", "embedding", RETRIEVAL, RetrievalConfig, PRESETS, run
+    "retrieval", 1, "instance or class retrieval by cosine", "embedding", "retrieval", RetrievalConfig, PRESETS, run
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mcbeit.bench.data import BenchData
+from mcbeit.bench.data import SPLITS, BenchData, DataKind
 from mcbeit.bench.features import Features
 from mcbeit.bench.manifest import Used
 from mcbeit.bench.model import BenchModel
@@ -60,7 +60,12 @@ class BenchTask:
     version: int  # of the protocol; a change that may change numbers raises it
     title: str
     needs: Needs
-    splits: tuple[str, ...]  # of the images
+    images: DataKind  # what has to be known of them
     config: type[TaskConfig]
     presets: dict[Preset, dict[str, Any]]  # what each sets of the config
     run: Callable[[BenchModel, BenchData, Any], Outcome]
+
+    @property
+    def splits(self) -> tuple[str, str]:
+        """The names of the sets of images that it is measured on."""
+        return SPLITS[self.images]

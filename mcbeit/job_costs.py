@@ -1,0 +1,108 @@
+"""What each kind of job takes: parameters, FLOPs per image and the images there are, before anything is trained."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mcbeit.cost import tokenizer_flops
+from mcbeit.dvae import DiscreteVAE
+from mcbeit.finetune import open_images
+from mcbeit.finetune_setup import FinetuneConfig, make_classifier
+from mcbeit.finetune_setup import estimate_cost as estimate_classifier_cost
+from mcbeit.kmeans import KMeansTokenizer
+from mcbeit.kmeans_training import KMeansRunConfig
+from mcbeit.masked import MaskedImageModel
+from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run
+from mcbeit.segmentation.scenes import open_scenes
+from mcbeit.segmentation.setup import SegmentationConfig, make_segmenter, segmenter_flops
+from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
+from mcbeit.vit import VisionTransformer
+
+
+class Images(NamedTuple):
+    """Images to learn from."""
+
+    number: int
+    num_classes: int  # 0: it does not matter
+    origin: str
+
+
+class JobCost(NamedTuple):
+    """By part."""
+
+    parameters: dict[str, int]
+    flops: dict[str, float]  # per image
+    notes: tuple[str, ...] = ()
+
+
+# what a preset whose images are not there is costed for
+IMAGENET = Images(1_281_167, 1000, "ImageNet-1K")
+ADE20K = Images(20_210, 150, "ADE20K")
+
+
+def plain_images(config: Any) -> Images:
+    """Of a job that needs no labels. Raises DataError."""
+    return Images(len(config.data.open()), 0, f"{config.data.source}")
+
+
+def finetune_images(config: FinetuneConfig) -> Images:
+    """Of finetuning. Raises DataError."""
+    images = open_images(config)
+    return Images(len(images.train), images.num_classes, f"{config.data.source}")
+
+
+def segmentation_images(config: SegmentationConfig) -> Images:
+    """Of segmentation. Raises DataError."""
+    source = open_scenes(str(config.data.source)).train
+    return Images(len(source), source.num_classes, f"{config.data.source}")
+
+
+def finetune_cost(config: FinetuneConfig, num_classes: int) -> JobCost:
+    """Of finetuning."""
+    with torch.device("meta"):
+        model = make_classifier(config, num_classes)
+    cost = estimate_classifier_cost(config, num_classes)
+    parameters = {"backbone": _count(model.backbone), "head": _count(model.head)}
+    return JobCost(parameters, {name: value for name, value in cost._asdict().items() if value})
+
+
+def segmentation_cost(config: SegmentationConfig, num_classes: int) -> JobCost:
+    """Of segmentation."""
+    with torch.device("meta"):
+        model = make_segmenter(config, num_classes)
+    parts = {"backbone": model.backbone, "pyramid": model.pyramid}
+    heads = {"UperNet head": model.decode_head, "auxiliary head": model.auxiliary_head}
+    parameters = {name: _count(part) for name, part in (parts | heads).items()}
+    return JobCost(parameters, {"forward and backward": segmenter_flops(config, num_classes)})
+
+
+def pretrain_cost(config: PretrainConfig, _: int) -> JobCost:
+    """Of pretraining."""
+    with torch.device("meta"):
+        tokenizer = planned_tokenizer(with_path(config.tokenizer, Path(config.run)), first_run(config))
+        backbone = VisionTransformer(
+            config.model, image_size=config.preprocess.image_size, channels=config.data.channels
+        )
+        model = MaskedImageModel(backbone, tokenizer.vocab_size, config.objective)
+        cost = estimate_cost(config, tokenizer)
+    parameters = {"backbone": _count(backbone), "head": _count(model.lm_head), "tokenizer (frozen)": _count(tokenizer)}
+    return JobCost(parameters, {name: value for name, value in cost._asdict().items() if value})
+
+
+def tokenizer_cost(config: TokenizerRun, _: int) -> JobCost:
+    """Of a tokenizer."""
+    if isinstance(config, KMeansRunConfig):
+        with torch.device("meta"):
+            fitted = KMeansTokenizer(config.model).eval()
+            flops = {"features": tokenizer_flops(fitted, config.image_size)}
+            return JobCost({"network (frozen)": _count(fitted)}, flops)
+    with torch.device("meta"):
+        tokenizer = DiscreteVAE(config.model)
+        encoder = tokenizer_flops(tokenizer, config.image_size)
+    # the decoder mirrors the encoder; a backward pass is twice its forward
+    return JobCost({"tokenizer": _count(tokenizer)}, {"encoder and decoder": 6 * encoder})
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

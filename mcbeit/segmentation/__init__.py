@@ -1,0 +1,1 @@
+"""Semantic segmentation: a class for every pixel. `training.py` is the way through it."""

@@ -1,0 +1,210 @@
+"""Tasks on scenes with label maps: a linear layer and neighbours of frozen features, and UperNet."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backbones import backbone, save_backbone
+from click.testing import CliRunner
+from PIL import Image
+from scenes import CLASSES, write_ade20k
+
+from mcbeit.bench.data import BenchData
+from mcbeit.bench.features import FeatureCache
+from mcbeit.bench.model import BenchModel
+from mcbeit.bench.result import read_results
+from mcbeit.bench.results_page import write_report
+from mcbeit.bench.tasks import segmentation, segmentation_knn, segmentation_linear
+from mcbeit.bench.tasks.scene_scores import class_colour, scene_metrics
+from mcbeit.bench.tasks.scene_windows import FrozenEncoder, SceneTaskConfig, patch_shares, window_batches
+from mcbeit.bench.tasks.task import Outcome
+from mcbeit.cli.main import cli
+from mcbeit.config import validate
+from mcbeit.embed_task import StreamConfig
+from mcbeit.errors import BenchError
+from mcbeit.fake_encoder import FakeEncoder
+from mcbeit.segmentation.judging import UNREADABLE
+from mcbeit.segmentation.label_maps import IGNORED
+
+SMALL_UPERNET: dict[str, Any] = {
+    "recipe": "segmentation-demo",
+    "optim": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
+    "preprocess": {"image_size": 32},
+    "head": {"channels": 8, "auxiliary_channels": 8},
+    "scenes": {"short_side": 40, "long_side": 160},
+}
+
+
+@pytest.fixture(scope="module")
+def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ade20k(tmp_path_factory.mktemp("scenes") / "ade", train=10, val=4)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone of 4 blocks, 32 px in 4 x 4 patches."""
+    return save_backbone(tmp_path_factory.mktemp("weights") / "w.pth", backbone(depth=4, patch_size=4))
+
+
+def model_of(source: Path | str, out: Path) -> BenchModel:
+    config = validate(StreamConfig, {"data": {"num_workers": 0}})
+    return BenchModel(str(source), config, FeatureCache(out / "features"), out=out)
+
+
+def measure(task: Any, source: Path | str, ade: Path, out: Path, **settings: Any) -> Outcome:
+    data = BenchData("scenes", str(ade)).taken_for("scenes")
+    return task.run(model_of(source, out), data, validate(task.TASK.config, settings))
+
+
+# what tasks have in common
+
+
+def test_patch_shares__by_hand() -> None:
+    labels = torch.tensor([[[0, 0, 1, IGNORED], [0, 1, 1, IGNORED], [2] * 4, [IGNORED] * 4]], dtype=torch.uint8)
+    found = patch_shares(labels, (2, 2), 3)
+    assert found[0, 0].tolist() == [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0]]
+    assert found[0, 1].tolist() == [[0.0, 0.0, 1.0]] * 2
+    assert patch_shares(torch.full((1, 4, 4), IGNORED, dtype=torch.uint8), (2, 2), 3).sum() == 0
+
+
+def test_window_batches__cover_an_image_with_its_labels() -> None:
+    frozen = FrozenEncoder(FakeEncoder(image_size=32), SceneTaskConfig(short_side=40, batch_size=3))
+    labels = np.arange(40 * 48, dtype=np.int64).reshape(40, 48).astype(np.uint8)
+    pixels = np.repeat(labels[:, :, None], 3, axis=2)
+    batches = list(window_batches(pixels, labels, frozen))
+    assert [len(windows) for windows, _ in batches] == [3, 1]
+    for windows, maps in batches:
+        assert torch.equal(windows[:, 0], maps)
+    assert torch.equal(batches[1][1][0], torch.from_numpy(labels)[8:, 16:])  # the last one ends at the border
+
+
+def test_frozen_encoder__small_images_are_padded_with_the_mean_colour() -> None:
+    encoder = FakeEncoder(image_size=32)
+    frozen = FrozenEncoder(encoder, SceneTaskConfig(short_side=16))
+    seen: list[torch.Tensor] = []
+
+    def grids(windows: torch.Tensor) -> torch.Tensor:
+        seen.append(windows)
+        return FrozenEncoder.grids(frozen, windows)
+
+    frozen.grids = grids  # type: ignore[method-assign]
+    found = frozen.find(np.zeros((16, 24, 3), np.uint8), lambda grids: torch.ones(len(grids), 3, 32, 32))
+    assert found.shape == (16, 24)
+    assert seen[0][0, :, 20, 0].tolist() == [int(255 * mean) for mean in encoder.spec.preprocess.mean]
+
+
+def test_scene_metrics__leave_out_what_cannot_be_read() -> None:
+    each = np.full((3, 3, 2), UNREADABLE)
+    each[0] = [[4, 2], [6, 4], [5, 5]]
+    each[2] = [[4, 4], [4, 6], [6, 4]]
+    found = scene_metrics(each, seed=0)
+    assert found["miou"].value == pytest.approx((8 / 13 + 6 / 13) / 2)
+    assert found["miou"].num_samples == 2
+    low, high = found["miou"].interval or (0, 0)
+    assert low <= found["miou"].value <= high
+
+
+def test_class_colours__differ() -> None:
+    assert len({class_colour(number) for number in range(150)}) > 140
+
+
+# frozen features
+
+
+def test_linear__learns_from_frozen_features(weights: Path, ade: Path, tmp_path: Path) -> None:
+    settings = {"steps": 80, "crops": 4, "lr": 1e-2, "short_side": 40, "max_class_share": 1.0}
+    found = measure(segmentation_linear, weights, ade, tmp_path, **settings)
+    assert found.primary == "miou"
+    assert found.metrics["pixel accuracy"].value > 0.7
+    assert found.used["train"].num_used == 10
+    assert found.used["val"].num_used == 4
+    assert len(found.per_class["miou"]) == 3
+    assert [set(row) for row in found.pictures] == [{"scene", "image", "truth", "found", "classes"}] * 4
+    again = measure(segmentation_linear, weights, ade, tmp_path, **settings)  # the run is there
+    assert again.metrics == found.metrics
+    assert again.pictures == found.pictures
+
+
+def test_knn__finds_the_classes_of_training_patches(weights: Path, ade: Path, tmp_path: Path) -> None:
+    found = measure(segmentation_knn, weights, ade, tmp_path, k=5, patches=2000, short_side=40)
+    assert found.metrics["pixel accuracy"].value > 0.7
+    fewer = measure(segmentation_knn, weights, ade, tmp_path, k=5, patches=20, short_side=40)
+    assert fewer.remarks == ("20 training patches, k=5, T=0.07",)
+
+
+def test_knn__of_the_training_scenes_themselves_is_nearly_right(weights: Path, tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ade", train=3, val=1)
+    for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+        source = root / kind / "training" / f"ADE_train_00000001.{suffix}"
+        (root / kind / "validation" / f"ADE_val_00000001.{suffix}").write_bytes(source.read_bytes())
+    settings = {"k": 1, "short_side": 32, "stride": 32, "patches": 10_000}
+    found = measure(segmentation_knn, weights, root, tmp_path, **settings)
+    assert found.metrics["pixel accuracy"].value > 0.9
+
+
+def test_knn__refuses_images_without_a_label(weights: Path, tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ade", train=2, val=1)
+    for path in (root / "annotations" / "training").iterdir():
+        Image.new("L", (48, 40), 0).save(path)
+    with pytest.raises(BenchError, match=r"no training image in .* can be read and has a labelled patch"):
+        measure(segmentation_knn, weights, root, tmp_path)
+
+
+# all weights
+
+
+def test_segmentation__trains_upernet_in_a_run_that_goes_on(weights: Path, ade: Path, tmp_path: Path) -> None:
+    found = measure(segmentation, weights, ade, tmp_path, **SMALL_UPERNET)
+    assert set(found.metrics) == {"miou", "pixel accuracy", "mean accuracy", segmentation.BEST}
+    assert found.metrics[segmentation.BEST].selection == "best on the test images"
+    (run,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.metrics["miou"].value == summary["judged"]["last"]["mean_iou"]
+    assert "UperNet, 3 steps, batch 4" in found.remarks[0]
+    assert measure(segmentation, weights, ade, tmp_path, **SMALL_UPERNET).metrics == found.metrics
+    other = measure(segmentation, weights, ade, tmp_path, **{**SMALL_UPERNET, "seed": 1})
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert other.metrics["miou"].value != found.metrics["miou"].value
+
+
+# the command
+
+
+def bench(*words: str) -> Any:
+    return CliRunner().invoke(cli, ["bench", *words])
+
+
+def test_bench__of_scenes_end_to_end(weights: Path, ade: Path, tmp_path: Path) -> None:
+    words = ["run", "-t", "segmentation-knn", "-m", str(weights), "--data", f"shapes={ade}", "-o", str(tmp_path)]
+    answer = bench(*words, "--preset", "smoke", "limit=3", "data.num_workers=0", "segmentation-knn.k=3")
+    assert answer.exit_code == 0, answer.output
+    (result,) = read_results(tmp_path)
+    assert result.data.classes == CLASSES
+    assert result.data.layout == "ade20k"
+    assert {name: split.used.num_used for name, split in result.data.splits.items()} == {"train": 3, "val": 3}
+    assert all(
+        split.manifest.labels_sha256 and split.manifest.num_classes == 3 for split in result.data.splits.values()
+    )
+    written = write_report(tmp_path)
+    page = written.page.read_text()
+    assert page.count('<div class="scenes">') == 1
+    assert page.count('alt="what was found"') == 3
+    assert "miou" in written.markdown.read_text()
+
+
+def test_bench__names_what_needs_weights(ade: Path, tmp_path: Path) -> None:
+    answer = bench("run", "-t", "segmentation", "-m", "fake", "--data", f"s={ade}", "-o", str(tmp_path))
+    assert answer.exit_code == 2
+    assert "segmentation: not possible with 'fake'" in answer.output
+    assert "segmentation-knn, segmentation-linear" in answer.output
+
+
+def test_bench__refuses_images_without_label_maps(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    words = ["run", "-t", "segmentation-knn", "-m", str(weights), "--data", f"s={tmp_path / 'photos'}"]
+    answer = bench(*words, "-o", str(tmp_path / "out"))
+    assert answer.exit_code == 2
+    assert "is not laid out as images with label maps: it is empty; expected" in answer.output
