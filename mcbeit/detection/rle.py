@@ -90,7 +90,7 @@ def _read_counts(counts: Any) -> Int64[np.ndarray, " run"]:
 
 
 def _decompress(text: bytes) -> Int64[np.ndarray, " run"]:
-    """Numbers of five bits a character, the lowest first; from the fourth on they are differences to the last but one."""
+    """Numbers of five bits a character, lowest first; from the fourth on they are differences to the last but one."""
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - FIRST_CHARACTER
     is_last = (codes & MORE) == 0
     if codes.size == 0 or not is_last[-1] or codes.min() < 0 or codes.max() >= 2 * MORE:
