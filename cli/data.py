@@ -19,20 +19,29 @@ def command() -> None:
 def prepare(name: str, out: Path, verify: bool) -> None:
     """Build an image folder from free packages.
 
-    The images lie at OUT/{train,val}/CLASS/FILE. NAME is fashion-mnist (70 000 grey images, 10 classes), emoji
-    (about 30 000 synthetic colour images, 9 classes), emoji-styles (the same emoji by three hands, on white) or photos
-    (about 6 000 crops of 26 photographs). A whole folder is left as it is, a damaged one is built again.
+    \b
+    NAME is
+      fashion-mnist  70 000 grey images, 10 classes
+      emoji          about 30 000 synthetic colour images, 9 classes
+      emoji-styles   the same emoji by three hands, on white
+      photos         about 6 000 crops of 26 photographs
+      emoji-coco     EmojiCOCO (synthetic composites): 2 400 scenes with boxes
+                     and masks of 16 classes, laid out as COCO 2017
+      emoji-ade      EmojiADE (synthetic composites): the same scenes with a
+                     label for every pixel, laid out as ADEChallengeData2016
+
+    The images lie at OUT/{train,val}/CLASS/FILE, those of the last two as the layouts want it. A whole folder is left
+    as it is, a damaged one is built again.
 
     Example: mcbeit data prepare fashion-mnist data/fashion-mnist
     """
+    from mcbeit.prepare import DATA_SETS
     from mcbeit.prepare import prepare as prepare_data_set
 
     start = time.monotonic()
     state, manifest = prepare_data_set(name, out, verify=verify)
-    totals = " + ".join(f"{sum(classes.values())} {split}" for split, classes in manifest.counts.items())
-    num_classes = len(set().union(*manifest.counts.values()))
-    seconds = time.monotonic() - start
-    click.echo(f"{name}: {state} in {out}, {totals} images, {num_classes} classes ({seconds:.1f} s)")
+    what, seconds = DATA_SETS[name].describe(manifest.counts), time.monotonic() - start
+    click.echo(f"{name}: {state} in {out}, {what} ({seconds:.1f} s)")
 
 
 @command.command()

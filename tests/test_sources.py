@@ -246,10 +246,13 @@ def test_open_source__names_what_is_missing(tmp_path, monkeypatch) -> None:
 
 def test_open_source__tells_how_to_make_what_the_presets_want(tmp_path) -> None:
     assert set(PREPARED) == set(DATA_SETS)
-    assert message(str(tmp_path / "data" / "emoji" / "train")).endswith(
-        f"make it: mcbeit data prepare emoji {tmp_path}/data/emoji"
-    )
-    assert "make it" not in message(str(tmp_path / "data" / "mine" / "train"))
+    for place in ("emoji/train", "emoji-coco/val2017", "emoji-ade/images/training"):
+        name = place.split("/")[0]
+        assert message(str(tmp_path / "data" / place)).endswith(
+            f"make it: mcbeit data prepare {name} {tmp_path}/data/{name}"
+        )
+    for other in ("mine/train", "emoji/mine", "emoji"):
+        assert "make it" not in message(str(tmp_path / "data" / other))
 
 
 def test_open_source__auto_takes_a_folder_as_it_is_told(tmp_path) -> None:

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mcbeit.prepare.emoji_art import VALIDATION_SHARE, fetch_art
-from mcbeit.prepare.folder import Built, DataSet, split_of
-from mcbeit.prepare.glyphs import Emoji, Style
+from mcbeit.prepare.emoji_art import emoji_split, fetch_art
+from mcbeit.prepare.folder import Built, DataSet
+from mcbeit.prepare.glyphs import Emoji, Style, scale, trim, turn
 from mcbeit.prepare.photos import (
     SEED,
-    Photograph,
+    Backgrounds,
     credit_table,
     fetch_photographs,
     named_generator,
-    open_photograph,
+    open_backgrounds,
     random_crop,
 )
 from mcbeit.prepare.progress import track
@@ -31,7 +31,6 @@ LARGEST_CROP = 0.8  # of the photograph's short side
 SMALLEST_GLYPH, LARGEST_GLYPH = 0.45, 0.9  # longer side, as a share of the image
 LARGEST_ANGLE = 25.0  # degrees, either way
 JPEG_QUALITY = 90
-RESAMPLING = Image.Resampling.BICUBIC
 ATTRIBUTION = """# Emoji on photographs (synthetic composites)
 
 {styles}
@@ -50,29 +49,18 @@ class Picture:
 
     @property
     def split(self) -> str:
-        """The split that all images of this emoji, of its gendered variants and of its twins belong to."""
-        return split_of(self.emoji.base, validation_share=VALIDATION_SHARE)
+        """The split that the emoji belongs to."""
+        return emoji_split(self.emoji)
 
 
 def build(tree: Path, workspace: Path) -> Built:
     """Write both splits under `tree`."""
     art = fetch_art(workspace)
     photographs, photograph_sources = fetch_photographs(workspace)
-    write_images(art.emoji, art.styles, open_backgrounds(photographs), tree)
+    backgrounds = open_backgrounds(photographs, short_side=PHOTOGRAPH_SHORT_SIDE)
+    write_images(art.emoji, art.styles, backgrounds, tree)
     text = ATTRIBUTION.format(styles=art.credits) + credit_table(photographs)
     return Built([*art.sources, *photograph_sources], text)
-
-
-Backgrounds = Mapping[str, Mapping[str, Image.Image]]  # split -> name -> photograph
-
-
-def open_backgrounds(photographs: Sequence[Photograph]) -> Backgrounds:
-    """The photographs of each split, small enough to be held in memory together."""
-    backgrounds: dict[str, dict[str, Image.Image]] = {"train": {}, "val": {}}
-    for photograph in photographs:
-        image = open_photograph(photograph.path, short_side=PHOTOGRAPH_SHORT_SIDE)
-        backgrounds[photograph.split][photograph.name] = image
-    return backgrounds
 
 
 def write_images(emoji: Sequence[Emoji], styles: Mapping[str, Style], backgrounds: Backgrounds, tree: Path) -> None:
@@ -102,26 +90,13 @@ def compose(glyph: Image.Image, background: Image.Image, generator: np.random.Ge
     """Lay the RGBA glyph on the background at a random size, angle and place; all of it stays visible."""
     side = min(background.size)
     longer_side = generator.uniform(SMALLEST_GLYPH, LARGEST_GLYPH) * side
-    turned = _turn(_scale(_trim(glyph), longer_side), generator.uniform(-LARGEST_ANGLE, LARGEST_ANGLE))
+    turned = turn(scale(trim(glyph), longer_side), generator.uniform(-LARGEST_ANGLE, LARGEST_ANGLE))
     turned.thumbnail((side, side))
     left = int(generator.integers(background.width - turned.width + 1))
     top = int(generator.integers(background.height - turned.height + 1))
     image = background.copy()
     image.paste(turned, (left, top), turned)
     return image
-
-
-def _trim(glyph: Image.Image) -> Image.Image:
-    return glyph.crop(glyph.getchannel("A").getbbox())
-
-
-def _scale(glyph: Image.Image, longer_side: float) -> Image.Image:
-    scale = longer_side / max(glyph.size)
-    return glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))), RESAMPLING)
-
-
-def _turn(glyph: Image.Image, angle: float) -> Image.Image:
-    return _trim(glyph.rotate(angle, resample=RESAMPLING, expand=True))
 
 
 EMOJI = DataSet(name="emoji", builder_version=1, seed=SEED, build=build)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from mcbeit.prepare.emoji_art import VALIDATION_SHARE, fetch_art
-from mcbeit.prepare.folder import Built, DataSet, split_of
-from mcbeit.prepare.glyphs import Emoji, Style
+from mcbeit.prepare.emoji_art import emoji_split, fetch_art
+from mcbeit.prepare.folder import Built, DataSet
+from mcbeit.prepare.glyphs import Emoji, Style, scale, trim
 from mcbeit.prepare.progress import track
 
 IMAGE_SIZE = 128
 GLYPH_SHARE = 0.85  # longer side of a glyph, as a share of the image
-RESAMPLING = Image.Resampling.BICUBIC
 ATTRIBUTION = """# Emoji in three styles on white
 
 {styles}
@@ -40,15 +39,12 @@ def write_images(emoji: Sequence[Emoji], styles: Mapping[str, Style], tree: Path
         glyphs = {name: style.picture(one.codepoints) for name, style in styles.items()}
         for name, glyph in glyphs.items():
             if glyph is not None and None not in glyphs.values():
-                split = split_of(one.base, validation_share=VALIDATION_SHARE)
-                on_white(glyph).save(tree / split / name / f"{one.codepoints}.png")
+                on_white(glyph).save(tree / emoji_split(one) / name / f"{one.codepoints}.png")
 
 
 def on_white(glyph: Image.Image) -> Image.Image:
     """The RGBA glyph in the middle of a white square."""
-    glyph = glyph.crop(glyph.getchannel("A").getbbox())
-    scale = GLYPH_SHARE * IMAGE_SIZE / max(glyph.size)
-    glyph = glyph.resize((max(1, round(glyph.width * scale)), max(1, round(glyph.height * scale))), RESAMPLING)
+    glyph = scale(trim(glyph), GLYPH_SHARE * IMAGE_SIZE)
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")
     image.paste(glyph, ((IMAGE_SIZE - glyph.width) // 2, (IMAGE_SIZE - glyph.height) // 2), glyph)
     return image

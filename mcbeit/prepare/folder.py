@@ -1,10 +1,10 @@
-"""A prepared folder: an ImageFolder tree with its manifest, built aside and put in place in one step."""
+"""A prepared folder: a tree of images with its manifest, built aside and put in place in one step."""
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,8 +18,7 @@ from mcbeit.prepare.progress import say
 SPLITS = ("train", "val")
 MANIFEST = "manifest.json"
 ATTRIBUTION = "ATTRIBUTION.md"
-ENTRIES = {*SPLITS, MANIFEST, ATTRIBUTION}
-Counts = dict[str, dict[str, int]]
+Counts = dict[str, dict[str, int]]  # what lies in the folder, such as a split -> a class of it -> number of files
 
 
 class Source(BaseModel):
@@ -54,18 +53,27 @@ class Built(NamedTuple):
     attribution: str
 
 
+def describe_classes(counts: Counts) -> str:
+    """For example `60000 train + 10000 val images, 10 classes`."""
+    totals = " + ".join(f"{sum(classes.values())} {split}" for split, classes in counts.items())
+    return f"{totals} images, {len(set().union(*counts.values()))} classes"
+
+
 @dataclass(frozen=True)
 class DataSet:
     """How to build one data set.
 
-    `build(tree, workspace)` writes `train/CLASS/FILE` and `val/CLASS/FILE` under `tree`; `workspace` is removed
-    afterwards. `builder_version` rises whenever the same sources give other files.
+    `build(tree, workspace)` writes the files and folders named by `entries` under `tree`: `train/CLASS/FILE` and
+    `val/CLASS/FILE` if nothing else is said; `workspace` is removed afterwards. `builder_version` rises whenever the
+    same sources give other files. `describe` says in a few words what was counted.
     """
 
     name: str
     builder_version: int
     seed: int
     build: Callable[[Path, Path], Built]
+    entries: tuple[str, ...] = SPLITS
+    describe: Callable[[Counts], str] = describe_classes
 
 
 class Prepared(NamedTuple):
@@ -101,28 +109,36 @@ def find_damage(data_set: DataSet, manifest: Manifest, out: Path, *, verify: boo
         return f"made by builder version {manifest.builder_version}, this is {data_set.builder_version}"
     if not (out / ATTRIBUTION).is_file():
         return f"{ATTRIBUTION} is missing"
-    if count_images(out) != manifest.counts:
+    if count_files(out, data_set.entries) != manifest.counts:
         return "the number of files differs from the manifest"
-    if verify and tree_sha256(out) != manifest.sha256:
+    if verify and tree_sha256(out, data_set.entries) != manifest.sha256:
         return "the files differ from the manifest"
     return None
 
 
-def count_images(root: Path) -> Counts:
-    """The number of files per split and class; hidden files, such as a file manager leaves behind, do not count."""
+def count_files(root: Path, entries: Sequence[str] = SPLITS) -> Counts:
+    """The number of files in each folder of each entry; under "" that of an entry's own files, if it has any.
+
+    Hidden files, such as a file manager leaves behind, do not count.
+    """
     counts: Counts = {}
-    for split in SPLITS:
-        if (root / split).is_dir():
-            folders = sorted(entry.path for entry in os.scandir(root / split) if entry.is_dir())
-            counts[split] = {Path(folder).name: _count_files(folder) for folder in folders}
+    for entry in entries:
+        if (root / entry).is_dir():
+            folders = sorted(inner.path for inner in os.scandir(root / entry) if inner.is_dir())
+            own = _count_files(str(root / entry))
+            counts[entry] = {"": own} if own else {}
+            counts[entry] |= {Path(folder).name: _count_files(folder) for folder in folders}
+        elif (root / entry).is_file():
+            counts[entry] = {"": 1}
     return counts
 
 
-def tree_sha256(root: Path) -> str:
-    """One sha256 over the relative path and the content of every image and of the attribution."""
+def tree_sha256(root: Path, entries: Sequence[str] = SPLITS) -> str:
+    """One sha256 over the relative path and the content of every file of the entries and of the attribution."""
     paths = [root / ATTRIBUTION]
-    for split in SPLITS:
-        paths.extend(path for path in (root / split).rglob("*") if path.is_file() and not path.name.startswith("."))
+    for entry in entries:
+        found = (root / entry, *(root / entry).rglob("*"))
+        paths.extend(path for path in found if path.is_file() and not path.name.startswith("."))
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.relative_to(root).as_posix()}\0{file_sha256(path)}\n".encode())
@@ -142,7 +158,7 @@ def split_of(key: str, *, validation_share: float) -> str:
 
 
 def _count_files(folder: str) -> int:
-    return sum(not entry.name.startswith(".") for entry in os.scandir(folder))
+    return sum(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(folder))
 
 
 def _own_manifest(data_set: DataSet, out: Path) -> Manifest | None:
@@ -160,19 +176,20 @@ def _own_manifest(data_set: DataSet, out: Path) -> Manifest | None:
         raise DataError(f"{out} is not empty and was not made by 'mcbeit data prepare'\n{hint}") from error
     if manifest.name != data_set.name:
         raise DataError(f"{out} holds the data set '{manifest.name}', not '{data_set.name}'\n{hint}")
-    foreign = _foreign_entries(manifest, out)
+    foreign = _foreign_entries(data_set, manifest, out)
     if foreign:
         raise DataError(f"{out} also holds files of yours: {', '.join(foreign[:5])}\n{hint}, or move them away")
     return manifest
 
 
-def _foreign_entries(manifest: Manifest, out: Path) -> list[str]:
+def _foreign_entries(data_set: DataSet, manifest: Manifest, out: Path) -> list[str]:
     """What no build has put there: building again would delete it."""
-    found = {entry.name for entry in out.iterdir()} - ENTRIES
-    for split in SPLITS:
-        if (out / split).is_dir():
-            classes = {entry.name for entry in (out / split).iterdir()} - manifest.counts.get(split, {}).keys()
-            found |= {f"{split}/{name}" for name in classes}
+    found = {path.name for path in out.iterdir()} - {*data_set.entries, MANIFEST, ATTRIBUTION}
+    for entry in data_set.entries:
+        known = manifest.counts.get(entry, {})
+        if (out / entry).is_dir():
+            inner = [path for path in (out / entry).iterdir() if "" not in known or path.is_dir()]
+            found |= {f"{entry}/{path.name}" for path in inner if path.name not in known}
     return sorted(name for name in found if not Path(name).name.startswith("."))
 
 
@@ -189,8 +206,8 @@ def _build(data_set: DataSet, out: Path, *, replace: bool) -> Manifest:
             builder_version=data_set.builder_version,
             seed=data_set.seed,
             sources=built.sources,
-            counts=count_images(tree),
-            sha256=tree_sha256(tree),
+            counts=count_files(tree, data_set.entries),
+            sha256=tree_sha256(tree, data_set.entries),
         )
         text = json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False)
         (tree / MANIFEST).write_text(text + "\n", encoding="utf-8")

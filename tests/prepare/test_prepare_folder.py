@@ -12,7 +12,7 @@ from mcbeit.prepare.folder import (
     DataSet,
     Manifest,
     Source,
-    count_images,
+    count_files,
     prepare_folder,
     split_of,
     tree_sha256,
@@ -62,7 +62,7 @@ def test_prepare_folder__builds_tree_manifest_and_attribution(tmp_path: Path) ->
 
 def test_prepare_folder__fills_an_empty_folder(tmp_path: Path) -> None:
     assert prepare_folder(PETS, tmp_path).state == "built"
-    assert count_images(tmp_path) == COUNTS
+    assert count_files(tmp_path) == COUNTS
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -230,3 +230,54 @@ def test_prepare_folder__an_older_one_is_back_where_the_exchange_fails(tmp_path:
     with pytest.raises(DataError, match="no space left"):
         prepare_folder(PETS, out)
     assert contents(out) == before
+
+
+# folders that are no ImageFolder
+
+
+def write_scenes(tree: Path, workspace: Path) -> Built:
+    for name in ("boxes/all.json", "images/1.jpg", "images/2.jpg", "masks/train/1.png", "classes.txt"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text(name)
+    return Built([SOURCE], "# Scenes\n")
+
+
+SCENES = DataSet(
+    name="scenes",
+    builder_version=1,
+    seed=7,
+    build=write_scenes,
+    entries=("boxes", "images", "masks", "classes.txt"),
+    describe=lambda counts: f"{counts['images']['']} scenes",
+)
+
+
+def test_prepare_folder__files_of_entries_count_and_are_hashed(tmp_path: Path) -> None:
+    manifest = prepare_folder(SCENES, tmp_path / "out").manifest
+    assert manifest.counts == {
+        "boxes": {"": 1},
+        "images": {"": 2},
+        "masks": {"train": 1},
+        "classes.txt": {"": 1},
+    }
+    assert SCENES.describe(manifest.counts) == "2 scenes"
+    assert PETS.describe(COUNTS) == "5 train + 2 val images, 2 classes"
+    assert prepare_folder(SCENES, tmp_path / "out", verify=True).state == "already there"
+    for name in ("boxes/all.json", "images/2.jpg", "classes.txt"):
+        (tmp_path / "out" / name).write_text("scratched")
+        assert prepare_folder(SCENES, tmp_path / "out").state == "already there"
+        assert prepare_folder(SCENES, tmp_path / "out", verify=True).state == "rebuilt"
+        (tmp_path / "out" / name).unlink()
+        assert prepare_folder(SCENES, tmp_path / "out").state == "rebuilt"
+
+
+@pytest.mark.parametrize("name", ["thesis/1.txt", "images/mine/1.jpg", "masks/notes.txt", "masks/val/1.png"])
+def test_prepare_folder__of_entries_is_left_alone_with_files_of_yours(tmp_path: Path, name: str) -> None:
+    prepare_folder(SCENES, tmp_path / "out")
+    path = tmp_path / "out" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("years of work")
+    (tmp_path / "out" / "classes.txt").unlink()
+    with pytest.raises(DataError, match="also holds files of yours: "):
+        prepare_folder(SCENES, tmp_path / "out")
+    assert path.read_text() == "years of work"

@@ -4,8 +4,19 @@ from pathlib import Path
 
 import pytest
 from pictures import EMOJI, bitmap_font, noise, table
+from PIL import Image
 
-from mcbeit.prepare.glyphs import BitmapFontStyle, FolderStyle, base_of, group_slug, read_emoji, unqualified
+from mcbeit.prepare.glyphs import (
+    BitmapFontStyle,
+    FolderStyle,
+    base_of,
+    group_slug,
+    read_emoji,
+    scale,
+    trim,
+    turn,
+    unqualified,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +75,14 @@ def test_bitmap_font_style__single_glyphs_and_ligatures(tmp_path: Path) -> None:
         assert picture.getpixel((0, 0)) == colour
     for missing in ("1f600", "1f9d1-2695", "200d"):
         assert style.picture(missing) is None
+
+
+def test_trim_scale_turn__cut_to_what_is_to_be_seen() -> None:
+    glyph = Image.new("RGBA", (60, 40))
+    glyph.paste("red", (10, 10, 30, 20))
+    assert trim(glyph).size == (20, 10)
+    assert scale(trim(glyph), 50.0).size == (50, 25)
+    assert turn(trim(glyph), 90.0).size == (10, 20)
+    width, height = turn(scale(trim(glyph), 200.0), 30.0).size
+    assert width == pytest.approx(200 * 0.866 + 100 * 0.5, abs=4)
+    assert height == pytest.approx(200 * 0.5 + 100 * 0.866, abs=4)
