@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -25,10 +25,13 @@ OPTIONAL = frozenset({"mask_token"})  # finetuned models have none
 Tensors = Mapping[str, Tensor]
 
 
-def infer_model(tensors: Tensors, origin: str, *, num_heads: int | None = None) -> tuple[ModelConfig, int]:
+def infer_model(
+    tensors: Tensors, origin: str, *, num_heads: int | None = None, needs_norm: bool = True
+) -> tuple[ModelConfig, int]:
     """The model that the tensors belong to, and its image size in pixels.
 
-    `num_heads` counts where no bias table tells it. Raises WeightsError if a tensor that tells the shape is missing or
+    `num_heads` counts where no bias table tells it. Without a final norm the model is one of pooled tokens, unless
+    `needs_norm`. Raises WeightsError if a tensor that tells the shape is missing or
     if the shape is ambiguous; says what to set.
     """
     dim = _shape(tensors, "cls_token", 3, origin)[2]
@@ -49,7 +52,7 @@ def infer_model(tensors: Tensors, origin: str, *, num_heads: int | None = None) 
         patch_size=height,
         position=position,
         bias_tables="per-block" if f"blocks.0.{BLOCK_TABLE}" in tensors else "shared",
-        final_norm=_final_norm(tensors, origin),
+        final_norm=_final_norm(tensors, origin, needs_norm=needs_norm),
         layer_scale=0.1 if "blocks.0.gamma_1" in tensors else 0.0,
     )
     return config, _grid_size(tensors, table, origin) * height
@@ -70,10 +73,12 @@ def model_shapes(config: ModelConfig, image_size: int, channels: int = COLOURS) 
         }
 
 
-def check_shapes(tensors: Tensors, config: ModelConfig, image_size: int, origin: str) -> None:
+def check_shapes(
+    tensors: Tensors, config: ModelConfig, image_size: int, origin: str, *, optional: Collection[str] = ()
+) -> None:
     """Raises WeightsError with every tensor of the backbone that is missing, has another shape, or is not finite."""
     wanted = model_shapes(config, image_size, num_channels(tensors))
-    if missing := [name for name in wanted if name not in tensors and name not in OPTIONAL]:
+    if missing := [name for name in wanted if name not in tensors and name not in {*OPTIONAL, *optional}]:
         raise WeightsError(f"'{origin}' lacks what its model needs: {some(missing)}")
     wrong = [
         f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
@@ -156,8 +161,10 @@ def _position(has_table: bool, has_absolute: bool, origin: str) -> str:
     raise WeightsError(f"'{origin}' has no positions: neither a relative_position_bias_table nor 'pos_embed'")
 
 
-def _final_norm(tensors: Tensors, origin: str) -> str:
+def _final_norm(tensors: Tensors, origin: str, *, needs_norm: bool) -> str:
     found = [name for name in ("norm", "fc_norm") if f"{name}.weight" in tensors]
+    if not found and not needs_norm:
+        return "pooled"
     if len(found) != 1:
         has = "both 'norm' and 'fc_norm'" if found else "neither 'norm' nor 'fc_norm'"
         raise WeightsError(f"'{origin}' has {has}; a BEiT has the first, or the second if it was finetuned")

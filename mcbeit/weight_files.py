@@ -33,7 +33,7 @@ TRAINING_STATE = {  # entries that hold tensors, but not weights: of the officia
     *("data_sampler", "random_ltd", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params"),
 }
 DEEPSPEED = "mp_rank_00_model_states.pt"  # in the folder of a DeepSpeed checkpoint
-JOBS = ("pretrain", "finetune")  # whose runs have a backbone
+JOBS = ("pretrain", "finetune", "segmentation")  # whose runs have a backbone
 KINDS = "a run folder, a .safetensors file, a checkpoint of the official code (.pth, .pt, .bin) or timm:NAME"
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 
@@ -83,7 +83,7 @@ def open_weights(source: str | Path) -> StoredWeights:
         return _open_folder(path)
     if not path.is_file():
         raise WeightsError(f"there are no weights at '{source}'; name {KINDS}")
-    run = _run_of(path.parent)
+    run = run_of(path.parent)
     if run is not None and path.suffix == ".safetensors":
         return _open_ours(path, read_run(run))
     manifest = read_manifest(path) if path.suffix == ".safetensors" else None
@@ -172,7 +172,7 @@ def official_preprocess(value: Any) -> Preprocess | None:
 def _open_folder(path: Path) -> StoredWeights:
     if (path / DEEPSPEED).is_file():
         return open_weights(path / DEEPSPEED)
-    run = _run_of(path)
+    run = run_of(path)
     if run is not None:
         if not is_complete(path):
             raise WeightsError(f"'{path}' is not a complete checkpoint")
@@ -188,7 +188,7 @@ def _open_folder(path: Path) -> StoredWeights:
     return _open_ours(checkpoints.folder(steps[-1]) / known.file, known)
 
 
-def _run_of(folder: Path) -> Path | None:
+def run_of(folder: Path) -> Path | None:
     """The run that a folder is a checkpoint of, if it is one."""
     folder = folder.absolute()
     is_checkpoint = re.fullmatch(r"step-\d+", folder.name) and folder.parent.name == "checkpoints"

@@ -9,6 +9,7 @@
 """
 
 import copy
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,8 @@ from mcbeit.weight_files import StoredWeights, open_weights
 Layout = Literal["mcbeit", "timm", "official-pretrain", "official-finetune"]
 LAYOUTS: tuple[Layout, ...] = ("mcbeit", "timm", "official-pretrain", "official-finetune")
 INDEX = "relative_position_index"
+DENSE_PART = re.compile(r"(decode_head|auxiliary_head|pyramid|fpn[1-4])\.")  # of a segmenter: its backbone is the rest
+POOLED_NORM = ("fc_norm.weight", "fc_norm.bias")  # which published segmenters have no use for
 HEADS = {
     **dict.fromkeys(VOCABULARY_HEAD, "vocabulary head, which is no part of a backbone"),
     **dict.fromkeys(CLASSIFIER, "classifier, which is no part of a backbone"),
@@ -151,20 +154,28 @@ def read_weights(source: str | Path, *, num_heads: int | None = None) -> Weights
     `num_heads` counts where the file does not tell it. Raises WeightsError that names every key that is unknown,
     missing, of another size than the others demand, or not finite.
     """
-    stored = open_weights(source)
+    return weights_of(open_weights(source), num_heads=num_heads)
+
+
+def weights_of(stored: StoredWeights, *, num_heads: int | None = None) -> Weights:
+    """`read_weights` of tensors that have been read."""
     account = Account(stored.origin, (*stored.tensors, *stored.beside))
     for key, why in stored.beside.items():
         account.note(key, "ignored", why)
     names = stored.names()
     tensors, keys = _take(stored, names, account)
+    dense = [name for name in tensors if DENSE_PART.match(name)]
+    for name in dense:
+        account.note(keys.pop(name), "ignored", "part of a segmenter, which is no part of a backbone")
+        del tensors[name]
     if stored.known.model is not None and stored.known.image_size is not None:
         model, image_size = stored.known.model, stored.known.image_size
     else:
-        model, image_size = infer_model(tensors, stored.origin, num_heads=num_heads)
+        model, image_size = infer_model(tensors, stored.origin, num_heads=num_heads, needs_norm=not dense)
     preprocess = stored.known.preprocess
     known = model_shapes(model, image_size, num_channels(tensors)).keys() | HEADS.keys()
     account.refuse(keys[name] for name in tensors if name not in known)
-    check_shapes(tensors, model, image_size, stored.origin)
+    check_shapes(tensors, model, image_size, stored.origin, optional=POOLED_NORM if dense else ())
     weights = Weights(
         origin=stored.origin,
         layout=detect_layout(stored, names),
@@ -289,7 +300,7 @@ def _casting(value: Tensor) -> tuple[Literal["loaded", "converted"], str]:
 def _fresh(dim: int) -> dict[str, tuple[Tensor, str]]:
     """What a file may lack: the value that it starts from, and why it may be missing."""
     zeros, ones = torch.zeros(dim), torch.ones(dim)
-    other = "the file has the other kind of final norm"
+    other = "the file has no final norm of this kind"
     return {
         "mask_token": (torch.zeros(1, 1, dim), "the file has none, only masked images need it"),
         **{f"{norm}.weight": (ones.clone(), other) for norm in ("norm", "fc_norm")},

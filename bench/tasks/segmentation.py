@@ -16,9 +16,14 @@ from mcbeit.bench.result import Curve
 from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, job_of
 from mcbeit.bench.tasks.scene_scores import PRIMARY, scene_metrics, scene_outcome
 from mcbeit.bench.tasks.task import BenchTask, Outcome
+from mcbeit.data import auto_workers
 from mcbeit.device import choose_device, choose_precision
+from mcbeit.errors import BenchError
+from mcbeit.group import ALONE
 from mcbeit.runfolder import read_records
+from mcbeit.segmentation.judging import judge
 from mcbeit.segmentation.judging import segment as find_classes
+from mcbeit.segmentation.loading import holds_segmenter, load_segmenter
 from mcbeit.segmentation.setup import SegmentationConfig
 from mcbeit.segmentation.training import read_kept_areas, segment, trained_segmenter
 from mcbeit.worker import Worker
@@ -43,7 +48,9 @@ class SegmentationTaskConfig(RecipeConfig):
 
 
 def run(model: BenchModel, data: BenchData, config: SegmentationTaskConfig) -> Outcome:
-    """Train on `train`, measure on `val`."""
+    """Train on `train`, measure on `val`; a model that is a segmenter already is only measured."""
+    if holds_segmenter(model.source):
+        return _measure(model, data, config)
     job, scenes, before = make_job(model, data, config), data.scenes(), time.monotonic()
     scale = model.cache.scale
     if scale is None or data.limit is not None:
@@ -69,6 +76,40 @@ def run(model: BenchModel, data: BenchData, config: SegmentationTaskConfig) -> O
     )
 
 
+def _measure(model: BenchModel, data: BenchData, config: SegmentationTaskConfig) -> Outcome:
+    """Measure a trained segmenter as the recipe looks at test images, its own windows apart."""
+    job, scenes, before = make_job(model, data, config), data.scenes(), time.monotonic()
+    loaded, device = load_segmenter(model.source), choose_device()
+    if loaded.model.num_classes != scenes.val.num_classes:
+        raise BenchError(
+            f"'{model.source}' is a segmenter of {loaded.model.num_classes} classes, but {data.name} has "
+            f"{scenes.val.num_classes}; measure it on the images whose classes it learned"
+        )
+    preprocess = job.preprocess.model_copy(update={"image_size": loaded.image_size})
+    job = job.model_copy(update={"preprocess": preprocess})
+    segmenter, precision = loaded.model.to(device), choose_precision(job.compute.precision, device)
+    epoch = judge(
+        segmenter,
+        scenes.val,
+        job.scenes,
+        preprocess,
+        job.windows,
+        precision,
+        number=0.0,
+        group=ALONE,
+        num_workers=auto_workers(model.config.data),
+    )
+    return scene_outcome(
+        scenes,
+        epoch.areas,
+        lambda pixels: find_classes(segmenter, pixels, job.scenes, preprocess, job.windows, precision),
+        seed=config.seed,
+        train=Used(num_used=0, num_unreadable=0),
+        seconds={"judge": time.monotonic() - before},
+        remarks=(f"a trained segmenter, only measured: {loaded.account.summary()}", _looks(job)),
+    )
+
+
 def make_job(model: BenchModel, data: BenchData, config: SegmentationTaskConfig) -> SegmentationConfig:
     """The job, on images with the colours as the model sees them, at the recipe's size."""
     seen = model.encoder.spec.preprocess
@@ -87,14 +128,20 @@ def _curve(run: Path) -> Curve:
 
 def _recipe(job: SegmentationConfig) -> str:
     """The recipe in a line; the run folder holds all of it."""
-    optim, looks = job.optim, job.windows
+    optim = job.optim
     length = f"{optim.steps:,} steps" if optim.steps else f"{optim.epochs:g} epochs"
-    scales = "single scale" if len(looks.scales) == 1 else f"{len(looks.scales)} scales"
     return (
         f"UperNet, {length}, batch {optim.batch_size}, lr {optim.lr:g}, layer decay {optim.layer_decay:g} "
-        f"({optim.layer_rule}), weight decay {optim.weight_decay:g}, drop path {job.model.drop_path:g}; windows of "
-        f"{job.preprocess.image_size}, stride {looks.stride}, {scales}{', flipped too' if looks.flip else ''}"
+        f"({optim.layer_rule}), weight decay {optim.weight_decay:g}, drop path {job.model.drop_path:g}; {_looks(job)}"
     )
+
+
+def _looks(job: SegmentationConfig) -> str:
+    """How test images are looked at, in a few words."""
+    looks = job.windows
+    scales = "single scale" if len(looks.scales) == 1 else f"{len(looks.scales)} scales"
+    flipped = ", flipped too" if looks.flip else ""
+    return f"windows of {job.preprocess.image_size}, stride {looks.stride}, {scales}{flipped}"
 
 
 PRESETS: dict[Any, dict[str, Any]] = {

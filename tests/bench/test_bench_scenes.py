@@ -9,12 +9,11 @@ import pytest
 import torch
 from backbones import backbone, save_backbone
 from click.testing import CliRunner
+from measured_scenes import model_of, settings
 from PIL import Image
 from scenes import CLASSES, write_ade20k
 
 from mcbeit.bench.data import BenchData
-from mcbeit.bench.features import FeatureCache
-from mcbeit.bench.model import BenchModel
 from mcbeit.bench.result import read_results
 from mcbeit.bench.results_page import write_report
 from mcbeit.bench.tasks import segmentation, segmentation_knn, segmentation_linear
@@ -23,19 +22,10 @@ from mcbeit.bench.tasks.scene_windows import FrozenEncoder, SceneTaskConfig, pat
 from mcbeit.bench.tasks.task import Outcome
 from mcbeit.cli.main import cli
 from mcbeit.config import validate
-from mcbeit.embed_task import StreamConfig
 from mcbeit.errors import BenchError
 from mcbeit.fake_encoder import FakeEncoder
 from mcbeit.segmentation.judging import UNREADABLE
 from mcbeit.segmentation.label_maps import IGNORED
-
-SMALL_UPERNET: dict[str, Any] = {
-    "recipe": "segmentation-demo",
-    "optim": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
-    "preprocess": {"image_size": 32},
-    "head": {"channels": 8, "auxiliary_channels": 8},
-    "scenes": {"short_side": 40, "long_side": 160},
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +39,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("weights") / "w.pth", backbone(depth=4, patch_size=4))
 
 
-def model_of(source: Path | str, out: Path) -> BenchModel:
-    config = validate(StreamConfig, {"data": {"num_workers": 0}})
-    return BenchModel(str(source), config, FeatureCache(out / "features"), out=out)
-
-
-def measure(task: Any, source: Path | str, ade: Path, out: Path, **settings: Any) -> Outcome:
+def measure(task: Any, source: Path | str, ade: Path, out: Path, **chosen: Any) -> Outcome:
     data = BenchData("scenes", str(ade)).taken_for("scenes")
-    return task.run(model_of(source, out), data, validate(task.TASK.config, settings))
+    return task.run(model_of(source, out), data, validate(task.TASK.config, chosen))
 
 
 # what tasks have in common
@@ -115,15 +100,15 @@ def test_class_colours__differ() -> None:
 
 
 def test_linear__learns_from_frozen_features(weights: Path, ade: Path, tmp_path: Path) -> None:
-    settings = {"steps": 80, "crops": 4, "lr": 1e-2, "short_side": 40, "max_class_share": 1.0}
-    found = measure(segmentation_linear, weights, ade, tmp_path, **settings)
+    chosen = {"steps": 80, "crops": 4, "lr": 1e-2, "short_side": 40, "max_class_share": 1.0}
+    found = measure(segmentation_linear, weights, ade, tmp_path, **chosen)
     assert found.primary == "miou"
     assert found.metrics["pixel accuracy"].value > 0.7
     assert found.used["train"].num_used == 10
     assert found.used["val"].num_used == 4
     assert len(found.per_class["miou"]) == 3
     assert [set(row) for row in found.pictures] == [{"scene", "image", "truth", "found", "classes"}] * 4
-    again = measure(segmentation_linear, weights, ade, tmp_path, **settings)  # the run is there
+    again = measure(segmentation_linear, weights, ade, tmp_path, **chosen)  # the run is there
     assert again.metrics == found.metrics
     assert again.pictures == found.pictures
 
@@ -140,8 +125,8 @@ def test_knn__of_the_training_scenes_themselves_is_nearly_right(weights: Path, t
     for kind, suffix in (("images", "jpg"), ("annotations", "png")):
         source = root / kind / "training" / f"ADE_train_00000001.{suffix}"
         (root / kind / "validation" / f"ADE_val_00000001.{suffix}").write_bytes(source.read_bytes())
-    settings = {"k": 1, "short_side": 32, "stride": 32, "patches": 10_000}
-    found = measure(segmentation_knn, weights, root, tmp_path, **settings)
+    chosen = {"k": 1, "short_side": 32, "stride": 32, "patches": 10_000}
+    found = measure(segmentation_knn, weights, root, tmp_path, **chosen)
     assert found.metrics["pixel accuracy"].value > 0.9
 
 
@@ -157,15 +142,15 @@ def test_knn__refuses_images_without_a_label(weights: Path, tmp_path: Path) -> N
 
 
 def test_segmentation__trains_upernet_in_a_run_that_goes_on(weights: Path, ade: Path, tmp_path: Path) -> None:
-    found = measure(segmentation, weights, ade, tmp_path, **SMALL_UPERNET)
+    found = measure(segmentation, weights, ade, tmp_path, **settings())
     assert set(found.metrics) == {"miou", "pixel accuracy", "mean accuracy", segmentation.BEST}
     assert found.metrics[segmentation.BEST].selection == "best on the test images"
     (run,) = (tmp_path / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())
     assert found.metrics["miou"].value == summary["judged"]["last"]["mean_iou"]
     assert "UperNet, 3 steps, batch 4" in found.remarks[0]
-    assert measure(segmentation, weights, ade, tmp_path, **SMALL_UPERNET).metrics == found.metrics
-    other = measure(segmentation, weights, ade, tmp_path, **{**SMALL_UPERNET, "seed": 1})
+    assert measure(segmentation, weights, ade, tmp_path, **settings()).metrics == found.metrics
+    other = measure(segmentation, weights, ade, tmp_path, **settings(seed=1))
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert other.metrics["miou"].value != found.metrics["miou"].value
 

@@ -1,0 +1,101 @@
+"""Segmenters from files: runs of ours, and checkpoints of the official code in the layout of mmsegmentation.
+
+The backbone is read as all backbones are; every key of the heads is accounted for too, nothing is passed over in
+silence.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mcbeit.config import read_values, validate
+from mcbeit.errors import WeightsError
+from mcbeit.preprocess import Preprocess
+from mcbeit.segmentation.segmenter import Segmenter, default_taps
+from mcbeit.segmentation.setup import HeadConfig
+from mcbeit.vit import VisionTransformer
+from mcbeit.weight_account import Account, some
+from mcbeit.weight_files import StoredWeights, open_weights, run_of
+from mcbeit.weights import DENSE_PART, fit_backbone, weights_of
+
+SCORES = "decode_head.conv_seg.weight"
+BATCHES = "num_batches_tracked"  # of batch norms: not needed to use them, and old files have none
+
+
+class LoadedSegmenter(NamedTuple):
+    """A trained segmenter in evaluation mode, and what is known of it."""
+
+    model: Segmenter
+    image_size: int  # pixels, of its windows
+    preprocess: Preprocess | None  # None: the file does not tell
+    account: Account
+
+
+def holds_segmenter(source: str | Path) -> bool:
+    """Whether weights are those of a segmenter. Raises WeightsError if they cannot be read."""
+    return SCORES in open_weights(source).names()
+
+
+def load_segmenter(source: str | Path) -> LoadedSegmenter:
+    """Read a segmenter. Raises WeightsError that names every key that is missing, unknown or of another size."""
+    stored = open_weights(source)
+    weights = weights_of(stored)
+    heads = {name: key for name, key in stored.names().items() if DENSE_PART.match(name)}
+    if SCORES not in heads:
+        raise WeightsError(f"'{source}' is no segmenter: it has no '{SCORES}'; it holds {some(stored.tensors)}")
+    state, account = fit_backbone(weights, weights.model, weights.image_size)
+    model = _hollow(stored, weights.model.shape[1], VisionTransformer(weights.model, image_size=weights.image_size))
+    found = {f"backbone.{name}": value for name, value in state.items()}
+    wanted = model.state_dict()
+    for name, key in heads.items():
+        ours = name if not name.startswith("fpn") else f"pyramid.{name}"
+        if ours in wanted:
+            found[ours] = stored.tensors[key].to(wanted[ours].dtype, copy=True)
+            account.entries.pop(key)
+            account.note(key, "loaded")
+    _check(found, wanted, account, str(source))
+    model.load_state_dict(found, strict=False)
+    return LoadedSegmenter(model.eval(), weights.image_size, weights.preprocess, account)
+
+
+def _hollow(stored: StoredWeights, depth: int, backbone: VisionTransformer) -> Segmenter:
+    """A segmenter of the shape of the tensors."""
+    scores = stored.tensors[stored.names()[SCORES]]
+    auxiliary = stored.names().get("auxiliary_head.conv_seg.weight")
+    if auxiliary is None:
+        raise WeightsError(f"'{stored.origin}' lacks the auxiliary head: 'auxiliary_head.conv_seg.weight'")
+    return Segmenter(
+        backbone,
+        len(scores),
+        taps=_taps(stored) or default_taps(depth),
+        channels=scores.shape[1],
+        auxiliary_channels=stored.tensors[auxiliary].shape[1],
+        auxiliary_weight=HeadConfig().auxiliary_weight,
+    )
+
+
+def _taps(stored: StoredWeights) -> tuple[int, ...] | None:
+    """Those that the config of a run of ours names."""
+    run = None if stored.path is None else run_of(stored.path.parent)
+    if run is None:
+        return None
+    head = validate(HeadConfig, read_values(run / "config.yaml").get("head", {}), origin=str(run))
+    return head.taps
+
+
+def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], account: Account, source: str) -> None:
+    missing = [name for name in wanted if name not in found and not name.endswith(BATCHES)]
+    wrong = [
+        f"{name} is {list(value.shape)}, not {list(wanted[name].shape)}"
+        for name, value in found.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    surplus = [key for key, entry in account.entries.items() if entry.rule.startswith("part of a segmenter")]
+    told = (("lacks", missing), ("has too much:", surplus), ("has other sizes:", wrong))
+    if complaints := [f"it {verb} {some(names)}" for verb, names in told if names]:
+        raise WeightsError(f"'{source}' does not fit the segmenter: {'; '.join(complaints)}")
+    if broken := [name for name, value in found.items() if not bool(torch.isfinite(value).all())]:
+        raise WeightsError(f"'{source}' holds numbers that are not finite (NaN or infinite): {some(broken)}")
+    account.check_complete()

@@ -1,0 +1,128 @@
+"""Segmenters from files: runs of ours and the layout of the official code, every key accounted for."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from measured_scenes import model_of, settings
+from official import Shape, official_state, save
+from scenes import segmentation_config, write_ade20k
+from torch import Tensor
+
+from mcbeit.bench.data import BenchData
+from mcbeit.bench.tasks import segmentation
+from mcbeit.config import validate
+from mcbeit.encoder import load_encoder
+from mcbeit.errors import BenchError, WeightsError
+from mcbeit.segmentation.loading import holds_segmenter, load_segmenter
+from mcbeit.segmentation.segmenter import Segmenter
+from mcbeit.segmentation.training import segment
+from mcbeit.vit import ModelConfig, VisionTransformer
+from mcbeit.weights import read_weights
+
+SHAPE = Shape(depth=4, grid=8)  # 32 px
+MODEL = ModelConfig(dim=32, depth=4, num_heads=2, patch_size=4, bias_tables="per-block", final_norm="pooled")
+
+
+def official_segmenter(num_classes: int = 3) -> dict[str, Tensor]:
+    """The state of the official code: the pyramid in the backbone, no final norm, indices of bias tables."""
+    torch.manual_seed(0)
+    heads = {"taps": (0, 1, 2, 3), "channels": 8, "auxiliary_channels": 8, "auxiliary_weight": 0.4}
+    model = Segmenter(VisionTransformer(MODEL, image_size=32), num_classes, **heads)
+    state = {f"backbone.{name}": value for name, value in official_state("finetune", SHAPE).items()}
+    for name in [name for name in state if ".fc_norm." in name or ".head." in name]:
+        del state[name]
+    for name, value in model.state_dict().items():
+        if not name.startswith("backbone."):
+            state[name.replace("pyramid.", "backbone.")] = value + 0.01 if value.is_floating_point() else value
+    return state
+
+
+def checkpoint(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {"meta": {"CLASSES": ["a", "b", "c"], "PALETTE": [[1, 2, 3]] * 3, "iter": 160000}, "state_dict": state}
+
+
+def test_load_segmenter__of_the_official_layout_accounts_for_every_key(tmp_path: Path) -> None:
+    state = official_segmenter()
+    file = save(checkpoint(state), tmp_path / "upernet.pth")
+    assert holds_segmenter(file)
+    loaded = load_segmenter(file)
+    assert (loaded.image_size, loaded.model.num_classes, loaded.model.taps) == (32, 3, (0, 1, 2, 3))
+    counts = loaded.account.counts()
+    indices = [name for name in state if name.endswith("relative_position_index")]
+    assert counts == {"loaded": len(state) - len(indices), "converted": 0, "resized": 0, "ignored": len(indices) + 1}
+    assert loaded.account.entries["meta"].rule == "no weights, beside them"
+    ours = loaded.model.state_dict()
+    assert torch.equal(ours["pyramid.fpn1.0.weight"], state["backbone.fpn1.0.weight"])
+    assert torch.equal(ours["backbone.blocks.3.gamma_2"], state["backbone.blocks.3.gamma_2"])
+    assert torch.equal(ours["decode_head.conv_seg.weight"], state["decode_head.conv_seg.weight"])
+    assert loaded.model.score(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
+def test_load_segmenter__of_a_run_is_what_was_trained(tmp_path: Path) -> None:
+    ade = write_ade20k(tmp_path / "ade")
+    segment(segmentation_config(ade, tmp_path / "run", head={"channels": 16, "auxiliary_channels": 8}))
+    loaded = load_segmenter(tmp_path / "run")
+    assert loaded.preprocess is not None
+    assert loaded.image_size == 32
+    images = torch.randn(2, 3, 32, 32)
+    from mcbeit.checkpoint import CheckpointFolder
+
+    stored = CheckpointFolder(tmp_path / "run" / "checkpoints").newest()
+    assert stored is not None
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, stored.tensors["model"][name]), name
+    assert loaded.model.score(images).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("decode_head.bottleneck.conv.weight"), "lacks decode_head.bottleneck.conv.weight"),
+        (lambda state: state.update({"decode_head.extra.weight": torch.zeros(2)}), "has too much: decode_head.extra"),
+        (lambda state: state.update({"backbone.fpn2.0.bias": torch.zeros(5)}), r"pyramid.fpn2.0.bias is \[5\], not"),
+        (lambda state: state["decode_head.conv_seg.bias"].fill_(torch.nan), "not finite .* decode_head.conv_seg.bias"),
+        (lambda state: state.pop("auxiliary_head.conv_seg.weight"), "lacks the auxiliary head"),
+        (lambda state: state.pop("backbone.blocks.1.attn.proj.weight"), "blocks.1.attn.proj.weight"),
+    ],
+    ids=["missing", "surplus", "size", "nan", "no auxiliary head", "backbone"],
+)
+def test_load_segmenter__names_what_does_not_fit(change: Any, message: str, tmp_path: Path) -> None:
+    state = official_segmenter()
+    change(state)
+    with pytest.raises(WeightsError, match=message):
+        load_segmenter(save(checkpoint(state), tmp_path / "upernet.pth"))
+
+
+def test_load_segmenter__refuses_a_backbone(tmp_path: Path) -> None:
+    file = save({"model": official_state("finetune", SHAPE)}, tmp_path / "backbone.pth")
+    assert not holds_segmenter(file)
+    with pytest.raises(WeightsError, match=r"is no segmenter: it has no 'decode_head.conv_seg.weight'"):
+        load_segmenter(file)
+
+
+def test_read_weights__of_a_segmenter_is_its_backbone(tmp_path: Path) -> None:
+    file = save(checkpoint(official_segmenter()), tmp_path / "upernet.pth")
+    weights = read_weights(file)
+    assert weights.model.shape == (32, 4, 2)
+    assert any("part of a segmenter" in entry.rule for entry in weights.account.entries.values())
+    vectors = load_encoder(file).embed([np.zeros((40, 40, 3), np.uint8)])
+    assert vectors.shape == (1, 32)
+    assert np.isfinite(vectors).all()
+
+
+def test_bench__only_measures_a_segmenter(tmp_path: Path) -> None:
+    ade = write_ade20k(tmp_path / "ade")
+    optim = {"steps": 4, "batch_size": 4, "warmup_steps": 1}
+    summary = segment(segmentation_config(ade, tmp_path / "run", optim=optim))
+    data = BenchData("scenes", str(ade)).taken_for("scenes")
+    config = validate(segmentation.SegmentationTaskConfig, {**settings(), "compute": {"precision": "fp32"}})
+    found = segmentation.run(model_of(tmp_path / "run", tmp_path), data, config)
+    assert found.metrics["miou"].value == pytest.approx(summary["mean_iou"], abs=1e-6)
+    assert found.remarks[0].startswith("a trained segmenter, only measured: ")
+    assert not (tmp_path / "runs").exists()
+    other = save(checkpoint(official_segmenter(5)), tmp_path / "five.pth")
+    with pytest.raises(BenchError, match="is a segmenter of 5 classes, but scenes has 3"):
+        segmentation.run(model_of(other, tmp_path), data, config)
