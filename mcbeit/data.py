@@ -88,6 +88,13 @@ class Corrupt(NamedTuple):
     reason: str
 
 
+class Loaded(NamedTuple):
+    """What a data set makes of one image."""
+
+    views: list[Shaped[Tensor, "channel height width"]]
+    targets: dict[str, Tensor]  # what is marked in it, by name; of any size, so they are not stacked. Usually empty
+
+
 class Sample(NamedTuple):
     """The views of one crop and its masks."""
 
@@ -96,6 +103,7 @@ class Sample(NamedTuple):
     masks: Bool[Tensor, "mask patch"]
     dice: Float[Tensor, "mask die"]
     corrupt: list[Corrupt]
+    targets: dict[str, Tensor]  # see `Loaded`
 
 
 class Batch(NamedTuple):
@@ -108,6 +116,7 @@ class Batch(NamedTuple):
     patch_ids: Int[Tensor, "image_mask masked"]  # the masked patches, ascending
     dice: Float[Tensor, "image_mask die"]  # uniform in [0, 1): what the model's own choices are made by
     corrupt: list[Corrupt]
+    targets: Sequence[dict[str, Tensor]] = ()  # one for each image, see `Loaded`
 
     @property
     def num_rows(self) -> int:
@@ -121,6 +130,9 @@ class Batch(NamedTuple):
             masks=self.masks.to(device, non_blocking=True),
             patch_ids=self.patch_ids.to(device, non_blocking=True),
             dice=self.dice.to(device, non_blocking=True),
+            targets=[
+                {name: value.to(device, non_blocking=True) for name, value in target.items()} for target in self.targets
+            ],
         )
 
 
@@ -183,23 +195,30 @@ class ViewDataset(Dataset[Sample]):
         """The views of an image file. Raises ImageError if it cannot be decoded."""
         return read_views(data, self.crop, self.views, rng, self.source.channels)
 
+    def load(self, index: int, rng: np.random.Generator) -> Loaded:
+        """All that a sample shows of one image: its views, and in other data sets what is marked in it.
+
+        Raises ImageError or OSError if it cannot be read; another image then takes its place.
+        """
+        return Loaded(self.render(self.source.read(index), rng), {})
+
     def __getitem__(self, key: Key) -> Sample:
         rng = sample_generator(self.seed, key)
-        index, views, corrupt = self._read(key.image, rng)
+        index, (views, targets), corrupt = self._read(key.image, rng)
         masks = [draw_mask(self.grid, self.mask, rng).reshape(-1) for _ in range(self.masks_per_image) if self.mask]
         stacked = np.stack(masks) if masks else np.zeros((0, self.grid[0] * self.grid[1]), dtype=bool)
         dice = rng.random((self.masks_per_image, self.num_dice), dtype=np.float32)
-        return Sample(index, views, torch.from_numpy(stacked), torch.from_numpy(dice), corrupt)
+        return Sample(index, views, torch.from_numpy(stacked), torch.from_numpy(dice), corrupt, targets)
 
-    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, list[Tensor], list[Corrupt]]:
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[int, Loaded, list[Corrupt]]:
         corrupt: list[Corrupt] = []
         for _ in range(MAX_TRIES):
             try:
-                return index, self.render(self.source.read(index), rng), corrupt
+                return index, self.load(index, rng), corrupt
             except (ImageError, OSError) as error:
                 corrupt.append(Corrupt(index, " ".join(str(error).split())))
                 index = int(rng.integers(len(self.source)))
-        return index, [], corrupt
+        return index, Loaded([], {}), corrupt
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -213,6 +232,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         patch_ids=masked_patch_ids(masks) if len(masks) else torch.zeros((0, 0), dtype=torch.int64),
         dice=torch.cat([sample.dice for sample in samples]),
         corrupt=[bad for sample in samples for bad in sample.corrupt],
+        targets=[sample.targets for sample in samples],
     )
 
 

@@ -15,6 +15,7 @@ from mcbeit.data import (
     Batch,
     DataConfig,
     Key,
+    Loaded,
     ViewDataset,
     auto_workers,
     batch_keys,
@@ -227,6 +228,32 @@ def test_dataset__replaces_a_bad_file_always_by_the_same_and_reports_it(damaged)
         assert sample.image < 12
         assert same(collate([sample]), collate([data[Key(0, image)]]))
     assert len({data[Key(epoch, 12)].image for epoch in range(20)}) > 5
+
+
+class Marked(ViewDataset):
+    """Each image has as many boxes as its number."""
+
+    def load(self, index: int, rng: np.random.Generator) -> Loaded:
+        views, _ = super().load(index, rng)
+        return Loaded(views, {"boxes": torch.full((index, 4), float(rng.random()))})
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_dataset__may_load_what_is_marked_in_an_image(num_workers: int, photos) -> None:
+    data = Marked(open_source(str(photos)), seed=0, crop=CropConfig(), views=VIEWS[:1])
+    (batch,) = load(data, range(1), num_workers=num_workers)
+    boxes = [target["boxes"] for target in batch.targets]
+    assert [len(found) for found in boxes] == batch.images.tolist()
+    for key, found in zip(next(batch_keys(len(data), 4, 0, range(1))), boxes, strict=True):
+        assert torch.equal(found, data[key].targets["boxes"])
+    assert {target["boxes"].device.type for target in batch.to(torch.device("meta")).targets} == {"meta"}
+
+
+def test_dataset__marks_of_an_unreadable_image_are_those_of_its_replacement(damaged) -> None:
+    data = Marked(open_source(str(damaged)), seed=0, crop=CropConfig(), views=VIEWS[:1])
+    sample = data[Key(0, 13)]
+    assert sample.corrupt[0].image == 13
+    assert len(sample.targets["boxes"]) == sample.image < 12
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
