@@ -86,5 +86,5 @@ $(READY): pyproject.toml $(if $(STORED),$(if $(subst x$(TORCH),,x$(STORED)),new-
 	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) $(TORCH)
 	@echo '$(TORCH)' > $(VENV)/.torch
 	@echo "installing mcbeit with what it needs"
-	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) --editable '.[cpu,data,dev,emoji,export,lite0,ray,serve]'
+	@$(IN_TMP) $(BIN)/python -m pip install $(PIP_SHOWS) --editable '.[cpu,data,dense,dev,emoji,export,lite0,ray,serve]'
 	@touch $@

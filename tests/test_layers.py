@@ -21,7 +21,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "ray.train": {"mcbeit/distributed.py"},
     "ray.serve": {"serve/deployment.py"},
-    "pycocotools": {"bench/detection.py"},
+    "pycocotools": {"mcbeit/detection/rle.py", "mcbeit/detection/coco_scores.py"},
+    "faster_coco_eval": {"mcbeit/detection/coco_scores.py"},
     "fsspec": {"mcbeit/sources/remote.py"},
     "pyarrow": {
         "mcbeit/sources/parquet_table.py",
@@ -126,12 +127,14 @@ def test_layers() -> None:
     assert {"mcbeit", "mcbeit.config", "mcbeit.serve", "mcbeit.bench", "mcbeit.cli.main"} <= set(sources(ROOT))
 
 
-@pytest.mark.parametrize("module", ["mcbeit.index", "mcbeit.index_export", "mcbeit.viz"])
+@pytest.mark.parametrize(
+    "module", ["mcbeit.index", "mcbeit.index_export", "mcbeit.viz", "mcbeit.prepare", "mcbeit.detection.rle"]
+)
 def test_layers__what_the_service_may_reuse_loads_no_torch(module: str) -> None:
     graph: Graph = {name: list(imports(name, path)) for name, path in sources(ROOT).items()}
     loaded = {name.split(".")[0] for name in loaded_with(module, graph)}
     assert "numpy" in loaded
-    assert loaded & {"torch", "torchvision", "timm", "ray", "pyarrow", "faiss", "lancedb"} == set()
+    assert loaded & {"torch", "torchvision", "timm", "ray", "pyarrow", "faiss", "lancedb", "pycocotools"} == set()
 
 
 LAWFUL = {
@@ -144,7 +147,9 @@ LAWFUL = {
     "serve/store_vectors.py": "def build():\n    import faiss",
     "serve/session.py": "def torch_session():\n    import torch",
     "bench/__init__.py": "",
-    "bench/detection.py": "import torch\nfrom pycocotools.coco import COCO",
+    "mcbeit/detection/rle.py": "def encode():\n    import pycocotools.mask",
+    "mcbeit/detection/coco_scores.py": "def scores():\n    from pycocotools.coco import COCO",
+    "bench/detection.py": "import torch",
     "bench/retrieval.py": "from mcbeit.serve.client import Client\nfrom ..serve import client",
     "cli/__init__.py": "",
     "cli/train.py": "if TYPE_CHECKING:\n    import torch\ndef command():\n    import mcbeit.vit",
@@ -193,6 +198,8 @@ def test_violations__links_are_not_walked_twice(tmp_path: Path) -> None:
         ("mcbeit/bad.py", "import ray\ndef late():\n    ray.train.report({})", "ray.train only in"),
         ("serve/bad.py", "from ray.serve import deployment", "ray.serve only in"),
         ("bench/bad.py", "def late():\n    from pycocotools import mask", "pycocotools only in"),
+        ("mcbeit/prepare/emoji_coco.py", "def late():\n    import pycocotools.mask", "pycocotools only in"),
+        ("mcbeit/detection/rle.py", "def late():\n    import faster_coco_eval", "faster_coco_eval only in"),
         ("serve/bad.py", "import faiss", "faiss only in"),
         ("mcbeit/bad.py", "import pyarrow.parquet as pq", "pyarrow only in"),
         ("mcbeit/embeddings.py", "def late():\n    import pyarrow.parquet as pq", "pyarrow only in"),
@@ -239,7 +246,7 @@ print(json.dumps(loaded))
 def test_help__loads_nothing_heavy() -> None:
     """`import mcbeit`, `mcbeit --help` and the help of every command and subcommand."""
     heavy = ["torch", "torchvision", "timm", "ray", "onnxruntime", "faiss", "matplotlib", "scipy"]
-    heavy += ["pyarrow", "tifffile", "fsspec", "lancedb"]
+    heavy += ["pyarrow", "tifffile", "fsspec", "lancedb", "pycocotools", "faster_coco_eval"]
     command = [sys.executable, "-c", HELP_OF_ALL, *heavy]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
