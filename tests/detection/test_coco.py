@@ -120,7 +120,7 @@ def test_outlines__give_back_what_they_were_given() -> None:
 
 
 def test_read_coco__keeps_little_of_many_objects(tmp_path: Path) -> None:
-    """COCO has 860,000 objects of some 40 numbers: 4 bytes each, and 20 for an object."""
+    """COCO has 860,000 objects of some 40 numbers: 8 bytes each, and 48 for an object."""
     box = rectangle(1, 2, 3, 4)[0] * 5
     things = [annotation(i + 1, 1 + i % 50, 17, (1, 2, 3, 4), segmentation=[box]) for i in range(2000)]
     values = content({i + 1: (40, 40) for i in range(50)}, things)
@@ -128,7 +128,7 @@ def test_read_coco__keeps_little_of_many_objects(tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     file = read_coco(str(path))
     assert (file.num_objects == 40).all()
-    assert len(pickle.dumps(file)) < 2000 * (40 * 4 + 8 * 4 + 16) + 20_000
+    assert len(pickle.dumps(file)) < 2000 * (40 * 8 + 48) + 20_000
     assert file.segmentations[int(file.outlines[file.starts[3] + 7])] == [box]
 
 
