@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 
 from mcbeit.cost import tokenizer_flops
+from mcbeit.detection.coco import open_coco_splits
+from mcbeit.detection.setup import DetectionConfig, detector_flops, make_detector
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.finetune import open_images
 from mcbeit.finetune_setup import FinetuneConfig, make_classifier
@@ -39,6 +41,7 @@ class JobCost(NamedTuple):
 # what a preset whose images are not there is costed for
 IMAGENET = Images(1_281_167, 1000, "ImageNet-1K")
 ADE20K = Images(20_210, 150, "ADE20K")
+COCO = Images(117_266, 80, "COCO 2017 that show an object")
 
 
 def plain_images(config: Any) -> Images:
@@ -58,6 +61,12 @@ def segmentation_images(config: SegmentationConfig) -> Images:
     return Images(len(source), source.num_classes, f"{config.data.source}")
 
 
+def detection_images(config: DetectionConfig) -> Images:
+    """Of detection. Raises DataError."""
+    source = open_coco_splits(str(config.data.source)).train
+    return Images(len(source), len(source.classes), f"{config.data.source}")
+
+
 def finetune_cost(config: FinetuneConfig, num_classes: int) -> JobCost:
     """Of finetuning."""
     with torch.device("meta"):
@@ -75,6 +84,15 @@ def segmentation_cost(config: SegmentationConfig, num_classes: int) -> JobCost:
     heads = {"UperNet head": model.decode_head, "auxiliary head": model.auxiliary_head}
     parameters = {name: _count(part) for name, part in (parts | heads).items()}
     return JobCost(parameters, {"forward and backward": segmenter_flops(config, num_classes)})
+
+
+def detection_cost(config: DetectionConfig, num_classes: int) -> JobCost:
+    """Of detection."""
+    with torch.device("meta"):
+        model = make_detector(config, num_classes)
+    parameters = {"backbone": _count(model.backbone), "pyramid": _count(model.pyramid)}
+    parameters |= {"proposals": _count(model.rpn), "heads": _count(model.roi_heads)}
+    return JobCost(parameters, {"backbone and pyramid, forward and backward": detector_flops(config)})
 
 
 def pretrain_cost(config: PretrainConfig, _: int) -> JobCost:

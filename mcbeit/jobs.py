@@ -5,14 +5,19 @@ from typing import Any, NamedTuple
 
 from mcbeit.config import dump, override, read_values, validate
 from mcbeit.cost import STATED_SPEEDS
+from mcbeit.detection.setup import DetectionConfig
+from mcbeit.detection.training import detect
 from mcbeit.errors import ConfigError, DataError
 from mcbeit.finetune import finetune
 from mcbeit.finetune_setup import FinetuneConfig
 from mcbeit.job_costs import (
     ADE20K,
+    COCO,
     IMAGENET,
     Images,
     JobCost,
+    detection_cost,
+    detection_images,
     finetune_cost,
     finetune_images,
     plain_images,
@@ -30,7 +35,7 @@ from mcbeit.segmentation.training import segment
 from mcbeit.start import with_weights
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 
-Job = PretrainConfig | FinetuneConfig | SegmentationConfig | TokenizerConfig | KMeansRunConfig
+Job = PretrainConfig | FinetuneConfig | SegmentationConfig | DetectionConfig | TokenizerConfig | KMeansRunConfig
 ALIASES = {"objective.omega": "objective.refine_weight"}  # an assignment replaces what the preset calls otherwise
 
 
@@ -49,6 +54,7 @@ KINDS = {
     "pretrain": JobKind(PretrainConfig, pretrain, plain_images, pretrain_cost, with_model),
     "finetune": JobKind(FinetuneConfig, finetune, finetune_images, finetune_cost, with_weights),
     "segmentation": JobKind(SegmentationConfig, segment, segmentation_images, segmentation_cost, with_weights, ADE20K),
+    "detection": JobKind(DetectionConfig, detect, detection_images, detection_cost, with_weights, COCO),
     "tokenizer": JobKind(TokenizerConfig, train_tokenizer, plain_images, tokenizer_cost),
     "kmeans-tokenizer": JobKind(KMeansRunConfig, fit_kmeans, plain_images, tokenizer_cost),
 }

@@ -1,7 +1,7 @@
 """What jobs have in common that start from the weights of a backbone: which weights, which model, which images."""
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,14 +20,16 @@ FINETUNED: dict[str, Any] = {"bias_tables": "per-block", "final_norm": "pooled"}
 class StartConfig(SupervisedConfig):
     """A supervised job on a backbone. What `preprocess` and `model` leave open is taken from the weights."""
 
+    MODEL_DEFAULTS: ClassVar[dict[str, Any]] = FINETUNED  # which no weights change
+
     init: UserPath | None = None  # weights: a run folder, a .safetensors or .pth file, timm:NAME; or random
     preprocess: Preprocess = Preprocess()
-    model: ModelConfig = Field(ModelConfig(**FINETUNED))
+    model: ModelConfig = Field(default_factory=dict, validate_default=True)
 
     @field_validator("model", mode="before")
     @classmethod
     def _as_finetuned(cls, values: Any) -> Any:
-        return {**FINETUNED, **values} if isinstance(values, dict) else values
+        return {**cls.MODEL_DEFAULTS, **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _masks_nothing(self) -> "StartConfig":

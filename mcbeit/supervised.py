@@ -109,6 +109,12 @@ class SupervisedJob(ABC):
         crops, pin = crops_per_step(self.config.optim, masks_per_image=1), self.device.type == "cuda"
         return make_share_loader(dataset, self.keys(steps), crops, self.config.data, self.group, pin=pin)
 
+    def norm_notes(self) -> list[str]:
+        """What a person should know if the model has batch norms."""
+        if self.group.size == 1 or self.device.type == "cuda":
+            return []
+        return ["batch norm sees each worker's own images: its sums are shared on GPUs only"]
+
     def setting(self) -> str:
         """The end of `describe`: how large the model is, what a step costs, and where it is computed."""
         parameters, group = sum(p.numel() for p in self.state.model.parameters()), self.group

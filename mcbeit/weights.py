@@ -238,7 +238,7 @@ def plan_backbone(
             account.fresh[name] = why
     for name, value in weights.tensors.items():
         if name in shapes or name in heads:
-            account.note(weights.keys[name], *_casting(value))
+            account.note(weights.keys[name], *casting(value))
         elif name in IGNORED:
             account.note(weights.keys[name], "ignored", IGNORED[name])
     _check_fits(weights, shapes, account)
@@ -291,7 +291,8 @@ def _check_indices(stored: StoredWeights, names: dict[str, str], grid: tuple[int
         )
 
 
-def _casting(value: Tensor) -> tuple[Literal["loaded", "converted"], str]:
+def casting(value: Tensor) -> tuple[Literal["loaded", "converted"], str]:
+    """The fate of a tensor that is taken as it is but for its dtype, and why."""
     if value.dtype == torch.float32:
         return "loaded", ""
     return "converted", f"{str(value.dtype).removeprefix('torch.')} to float32"

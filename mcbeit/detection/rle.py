@@ -71,7 +71,7 @@ def _fill(polygons: list[Any], height: int, width: int) -> Bool[np.ndarray, "hei
         raise DataError("a list of polygons holds lists of numbers x, y, x, y, ..., of at least three points each")
     masks = import_masks()
     code = masks.merge([masks.frPyObjects([list(polygon)], height, width)[0] for polygon in polygons])
-    return masks.decode(code).astype(bool)
+    return decode(code, height, width)  # its own `decode` warns under numpy 2
 
 
 def _is_polygon(polygon: Any) -> bool:

@@ -93,12 +93,7 @@ class SegmentationJob(SupervisedJob):
         self.config, self.source, self.flops_per_image = parts.config, scenes.train, parts.flops_per_image
         self.group, self.device, self.precision, self.state = parts.group, parts.device, parts.precision, parts.state
         tests = (f"test images: {note}" for note in source_notes(scenes.val))
-        self.notes = [*source_notes(scenes.train), *tests, *self._norm_notes()]
-
-    def _norm_notes(self) -> list[str]:
-        if self.group.size == 1 or self.device.type == "cuda":
-            return []
-        return ["batch norm sees each worker's own images: its sums are shared on GPUs only"]
+        self.notes = [*source_notes(scenes.train), *tests, *self.norm_notes()]
 
     def describe(self, per_epoch: int) -> str:
         """See `SupervisedJob`."""
