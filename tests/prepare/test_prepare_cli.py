@@ -51,8 +51,7 @@ def test_prepare__unknown_name(tmp_path: Path) -> None:
     result = run("mnist", tmp_path / "out")
     assert result.exit_code == 2
     assert (
-        result.stderr
-        == "Error: unknown data set 'mnist'\n"
+        result.stderr == "Error: unknown data set 'mnist'\n"
         "data sets: emoji, emoji-ade, emoji-coco, emoji-styles, fashion-mnist, photos, cats\n"
     )
     assert list(tmp_path.iterdir()) == []

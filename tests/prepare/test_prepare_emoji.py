@@ -19,8 +19,6 @@ from mcbeit.prepare.glyphs import FolderStyle, base_of
 from mcbeit.prepare.photos import Backgrounds
 
 
-
-
 @pytest.fixture
 def backgrounds() -> Backgrounds:
     return {"train": {"lake": noise(0), "wood": noise(1)}, "val": {"dune": noise(2)}}
@@ -82,8 +80,6 @@ def test_compose__edges_are_not_darkened() -> None:
     disc.paste((255, 255, 255, 255), (10, 10, 50, 50))
     white = Image.new("RGB", (128, 128), "white")
     assert np.asarray(compose(disc, white, np.random.default_rng(0))).min() >= 250
-
-
 
 
 def test_prepare__all_styles_with_their_credits(stocked: Machine, tmp_path: Path) -> None:

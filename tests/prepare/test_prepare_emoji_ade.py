@@ -40,7 +40,9 @@ def test_write_scenes__the_layout_of_ade(written: Path) -> None:
     for split, count in COUNTS.items():
         names = {f"ADE_{split}_{number:08d}" for number in range(1, count + 1)}
         for kind, suffix in (("images", ".jpg"), ("annotations", ".png")):
-            assert {path.name for path in (written / kind / FOLDERS[split]).iterdir()} == {f"{n}{suffix}" for n in names}
+            assert {path.name for path in (written / kind / FOLDERS[split]).iterdir()} == {
+                f"{n}{suffix}" for n in names
+            }
 
 
 def test_write_scenes__labels_are_those_of_the_scenes_but_along_edges(
@@ -75,7 +77,7 @@ def test_label_map__one_pixel_on_either_side_of_an_edge_is_left_out() -> None:
 
 
 def test_labels__are_photograph_and_then_the_classes() -> None:
-    assert LABELS == {"photograph": 1, **{name: label for label, name in enumerate(CLASSES, start=2)}}
+    assert {"photograph": 1, **{name: label for label, name in enumerate(CLASSES, start=2)}} == LABELS
     assert max(LABELS.values()) == 17
 
 
