@@ -63,7 +63,7 @@ def label_map(scene: Scene) -> UInt8[np.ndarray, "height width"]:
     return np.where(highest == lowest, labels, np.uint8(EDGE))
 
 
-def class_table(train: Int64[np.ndarray, "image label"], val: Int64[np.ndarray, "image label"]) -> str:
+def class_table(train: Int64[np.ndarray, "train_image label"], val: Int64[np.ndarray, "val_image label"]) -> str:
     """Of pixels per image and label: share of the labelled pixels of train, and number of images of train and val."""
     lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
     ratios = train.sum(axis=0) / train.sum()
