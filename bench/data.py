@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from mcbeit.bench.retrieval_data import RetrievalKind, RetrievalSet, open_retrieval
+from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import COLOURS
 from mcbeit.probe import pick
@@ -13,11 +14,12 @@ from mcbeit.segmentation.scenes import Scenes, open_scenes
 from mcbeit.sources import ImageSource, SubsetSource
 from mcbeit.sources.imagenet import LayoutKind, Splits, open_splits
 
-DataKind = Literal["labelled", "retrieval", "scenes"]  # what is known of the images
+DataKind = Literal["labelled", "retrieval", "scenes", "annotated"]  # what is known of the images
 SPLITS: dict[DataKind, tuple[str, str]] = {
     "labelled": ("train", "val"),
     "retrieval": ("queries", "gallery"),
     "scenes": ("train", "val"),
+    "annotated": ("train", "val"),
 }
 
 
@@ -67,11 +69,19 @@ class BenchData:
         found = _scenes(self.path)
         return Scenes(*(source.subset(pick(source, self.limit, self.seed)) for source in found))
 
-    def opened(self) -> Splits | RetrievalSet | Scenes:
+    def annotated(self) -> CocoSplits:
+        """Images with marked objects to train on and to test on. Raises DataError if there are none."""
+        found = _annotated(self.path)
+        train, val = (one.subset(pick(one, self.limit, self.seed)) for one in (found.train, found.val))
+        return CocoSplits(train, val, found.layout)
+
+    def opened(self) -> Splits | RetrievalSet | Scenes | CocoSplits:
         """The images as its kind has them."""
         if self.kind == "retrieval":
             return self.retrieval()
-        return self.scenes() if self.kind == "scenes" else self.splits()
+        if self.kind == "labelled":
+            return self.splits()
+        return self.scenes() if self.kind == "scenes" else self.annotated()
 
     def open(self, split: str) -> ImageSource:
         """The images of a split."""
@@ -97,7 +107,7 @@ NOTHING = BenchData("", "")  # for a model that is not asked about images yet
 
 def forget_opened() -> None:
     """Look at the disk again when images are asked for next."""
-    for opened in (_splits, _retrieval, _scenes):
+    for opened in (_splits, _retrieval, _scenes, _annotated):
         opened.cache_clear()
 
 
@@ -120,3 +130,8 @@ def _retrieval(path: str, kind: RetrievalKind, channels: int) -> RetrievalSet:
 @lru_cache(maxsize=4)
 def _scenes(path: str) -> Scenes:
     return open_scenes(path)
+
+
+@lru_cache(maxsize=4)
+def _annotated(path: str) -> CocoSplits:
+    return open_coco_splits(path)

@@ -1,6 +1,7 @@
 """One module per task. A task is a function of a model and images; `TASKS` names them all."""
 
 from mcbeit.bench.tasks import (
+    detection,
     finetune,
     knn,
     linear,
@@ -25,5 +26,6 @@ TASKS: dict[str, BenchTask] = {
         segmentation_knn,
         segmentation_linear,
         segmentation,
+        detection,
     )
 }

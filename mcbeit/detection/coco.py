@@ -5,6 +5,8 @@ marks = splits.train.annotations(0)  # labels and outlines of the objects of an 
 """
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +59,17 @@ class CocoSource(FileSource):
         objects = slice(int(self.file.starts[place]), int(self.file.starts[place + 1]))
         outlines = [self.file.segmentations[int(number)] for number in self.file.outlines[objects]]
         return Marks(*self.size_of(index), self.file.labels[objects], outlines)
+
+    def annotation(self, index: int) -> bytes:
+        """What is marked in an image, as text."""
+        marks = self.annotations(index)
+        return json.dumps([marks.height, marks.width, marks.labels.tolist(), marks.segmentations]).encode()
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "CocoSource":
+        """Some of the images, in the order given; itself if those are all."""
+        if list(indices) == list(range(len(self))):
+            return self
+        return CocoSource(self.root, self.file, self._chosen[np.asarray(indices, np.int64)])
 
     def summary(self) -> dict[str, Any]:
         """By the names of the images and the content of the annotation file."""

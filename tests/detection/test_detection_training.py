@@ -81,7 +81,7 @@ def test_detect__resumes_as_if_never_stopped(coco: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optim": {"steps": 1, "batch_size": 4, "accumulate": 3, "clip_grad": 1.0}},
+        {"optim": {"steps": 1, "batch_size": 6, "accumulate": 3, "clip_grad": 1.0}},
         {"optim": {"steps": 1, "batch_size": 1}},
         {"optim": {"steps": None, "epochs": 0.5, "batch_size": 4, "layer_decay": 0.7}},
         {"detector": {"pyramid": "simple", "channels": 16, "head_dim": 32}, "window": 3},
@@ -98,7 +98,7 @@ def test_detect__takes_a_step_with_every_option(coco: Path, tmp_path: Path, chan
 
 @pytest.mark.parametrize("tables", [None, "per-block"])
 def test_detect__starts_from_pretrained_weights(coco: Path, tmp_path: Path, tables: str | None) -> None:
-    state = official_state("pretrain", Shape(depth=4, patch=8))
+    state = official_state("pretrain", Shape(depth=8, patch=8))
     file = save(pretrain_checkpoint(state), tmp_path / "pt.pth")
     model = {} if tables is None else {"bias_tables": tables}
     config = with_weights(detection_config(coco, tmp_path / "run", init=str(file), model=model))

@@ -1,0 +1,169 @@
+"""Detection with all weights learning: Mask R-CNN, by the recipe and the code of `mcbeit train coco-maskrcnn-base`.
+
+The run lies in OUT/runs and goes on where it stopped; what was found lies there as results.json, which other tools
+read. The AP to quote is that of the last epoch.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from mcbeit.bench.data import BenchData
+from mcbeit.bench.manifest import MAX_LISTED, Used
+from mcbeit.bench.model import BenchModel
+from mcbeit.bench.result import Curve, Metric
+from mcbeit.bench.tasks.object_pictures import NUM_PICTURES, object_picture
+from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, job_of
+from mcbeit.bench.tasks.task import BenchTask, Outcome
+from mcbeit.detection.coco import CocoSource
+from mcbeit.detection.dataset import load_whole
+from mcbeit.detection.mask_rcnn import MaskRCNN
+from mcbeit.detection.setup import DetectionConfig
+from mcbeit.detection.training import FILES, detect, trained_detector
+from mcbeit.device import choose_device, choose_precision
+from mcbeit.errors import ImageError
+from mcbeit.probe import pick
+from mcbeit.runfolder import read_records
+from mcbeit.worker import Worker
+
+PRIMARY, MASK, BEST = "box_ap", "mask_ap", "box_ap, best epoch"
+KINDS = {"box": PRIMARY, "mask": MASK}
+
+
+class DetectionTaskConfig(RecipeConfig):
+    """The settings of `detection`: a recipe, and what is changed of it, by the keys of `mcbeit train`."""
+
+    JOB = DetectionConfig
+    BY_SIZE = BySize("coco-maskrcnn-base", "coco-maskrcnn-base")
+    SECTIONS = ("compute", "detector", "eval", "jitter", "model", "optim", "preprocess")
+
+    window: int | None = Field(None, ge=1)  # patches per side; default: the recipe's
+    compute: dict[str, Any] = Field(default_factory=dict)
+    detector: dict[str, Any] = Field(default_factory=dict)
+    eval: dict[str, Any] = Field(default_factory=dict)
+    jitter: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    optim: dict[str, Any] = Field(default_factory=dict)
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+
+    def values(self, recipe: str) -> dict[str, Any]:
+        """See `RecipeConfig`."""
+        return {**super().values(recipe), **({} if self.window is None else {"window": self.window})}
+
+
+def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outcome:
+    """Train on `train`, measure on `val`."""
+    job, splits, before = make_job(model, data, config), data.annotated(), time.monotonic()
+    scale = model.cache.scale
+    if scale is None or data.limit is not None:
+        summary = detect(job, resume=True, worker=Worker(stop=model.cache.stop), splits=splits)
+    else:
+        from mcbeit.distributed import launch
+
+        summary = launch(job, resume=True, scale=scale)
+    seconds, folder = time.monotonic() - before, Path(job.run)
+    told = {which: json.loads((folder / scores).read_text()) for which, (_, scores) in FILES.items()}
+    last, judged = told["last"], summary["judged"]
+    unreadable = tuple(splits.val.name(image) for image in last["unreadable"])
+    best = _metrics(told["best"], len(splits.val))[PRIMARY]
+    return Outcome(
+        primary=PRIMARY,
+        metrics={
+            **_metrics(last, len(splits.val)),
+            BEST: best.model_copy(update={"selection": judged["best"]["selection"]}),
+        },
+        used={
+            "train": Used(num_used=len(splits.train), num_unreadable=summary["corrupt"]),
+            "val": Used(
+                num_used=len(splits.val) - len(unreadable),
+                num_unreadable=len(unreadable),
+                unreadable=unreadable[:MAX_LISTED],
+            ),
+        },
+        per_class={KINDS[kind]: tuple(last[kind]["by_class"][name] for name in splits.val.classes) for kind in KINDS},
+        curves=(_curve(folder),),
+        remarks=(
+            _recipe(job),
+            f"the best epoch is {judged['best']['epoch']:.3g}",
+            f"run: {folder}, with {FILES['last'][0]}; scored by {job.eval.backend}",
+        ),
+        seconds={"train and judge": seconds},
+        pictures=_pictures(splits.val, trained_detector(folder, job, len(splits.val.classes)), job, config.seed),
+    )
+
+
+def make_job(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> DetectionConfig:
+    """The job, on images with the colours as the model sees them, at the recipe's size."""
+    seen = model.encoder.spec.preprocess
+    return job_of(TASK, model, data, config, preprocess={"mean": seen.mean, "std": seen.std})
+
+
+def _metrics(told: dict[str, Any], num_images: int) -> dict[str, Metric]:
+    """COCO's twelve numbers of boxes and of masks, those that there are; AP first."""
+    found: dict[str, Metric] = {}
+    for kind, name in KINDS.items():
+        for stat, value in told[kind]["stats"].items():
+            if value is not None:
+                found[name if stat == "AP" else f"{kind} {stat}"] = Metric(value=value, num_samples=num_images)
+    return dict(sorted(found.items(), key=lambda item: item[0] not in (PRIMARY, MASK)))
+
+
+def _curve(run: Path) -> Curve:
+    found = [record for record in read_records(run) if PRIMARY in record]
+    return Curve(
+        title="AP on the test images by epoch",
+        x_label="epoch",
+        x=tuple(record["epoch"] for record in found),
+        lines={kind: tuple(record[name] for record in found) for kind, name in KINDS.items()},
+    )
+
+
+@torch.no_grad()
+def _pictures(source: CocoSource, model: MaskRCNN, job: DetectionConfig, seed: int) -> list[dict[str, Any]]:
+    """Some test images with what is marked in them and what was found."""
+    device, found = choose_device(), []
+    precision = choose_precision(job.compute.precision, device)
+    for index in pick(source, NUM_PICTURES, seed).tolist():
+        try:
+            square = load_whole(source, index, model.image_size)
+        except (ImageError, OSError):
+            continue
+        with precision.autocast(device):
+            (objects,) = model.detect(square[None].to(device))
+        height, width = source.size_of(index)
+        inside = objects.in_image(height, width, model.image_size).to(torch.device("cpu"))
+        found.append(object_picture(source, index, inside))
+    return found
+
+
+def _recipe(job: DetectionConfig) -> str:
+    """The recipe in a line; the run folder holds all of it."""
+    optim = job.optim
+    length = f"{optim.steps:,} steps" if optim.steps else f"{optim.epochs:g} epochs"
+    return (
+        f"Mask R-CNN, {job.detector.pyramid} pyramid, windows of {job.window} patches, {job.preprocess.image_size} px, "
+        f"{length}, batch {optim.batch_size}, lr {optim.lr:g}, layer decay {optim.layer_decay:g}, weight decay "
+        f"{optim.weight_decay:g}, drop path {job.model.drop_path:g}, jitter {job.jitter.scale[0]:g} to "
+        f"{job.jitter.scale[1]:g}"
+    )
+
+
+PRESETS: dict[Any, dict[str, Any]] = {
+    "smoke": {"optim": {"steps": 4, "batch_size": 2}},
+    "short": {"optim": {"steps": 4000, "batch_size": 16}},
+    "paper": {},
+}
+TASK = BenchTask(
+    "detection",
+    1,
+    "objects with boxes and masks by Mask R-CNN, all weights learn",
+    "weights",
+    "annotated",
+    DetectionTaskConfig,
+    PRESETS,
+    run,
+)
