@@ -35,8 +35,8 @@ def encode(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
 def decode(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "height width"]:
     """The mask of a `segmentation`: a list of polygons, or a run-length code, compressed or not.
 
-    pycocotools draws polygons. It is not asked to read codes: it reads on behind the end of a damaged one, and leaves
-    the end of a short one undefined. Raises DataError for anything else, or for a code of another size.
+    Polygons are drawn by pycocotools. Codes are not: it reads on behind the end of a damaged one, and leaves the end of
+    a short one undefined. Raises DataError for anything else, or for a code of another size.
     """
     if isinstance(segmentation, list):
         return _fill(segmentation, height, width)
@@ -46,7 +46,10 @@ def decode(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "heig
         raise DataError(
             f"a run-length code is of the size {segmentation['size']}, its image is {height} high and {width} wide"
         )
-    return _unroll(_read_counts(segmentation["counts"]), height, width)
+    counts = _read_counts(segmentation["counts"])
+    if counts.size == 0 or counts.min() < 0 or counts.sum() != height * width:
+        raise DataError(f"a run-length code is damaged: it does not count the {height * width} pixels of its image")
+    return np.repeat(np.arange(counts.size) % 2 == 1, counts).reshape(width, height).T
 
 
 def box(mask: Bool[np.ndarray, "height width"]) -> tuple[float, float, float, float]:
@@ -67,20 +70,14 @@ def _fill(polygons: list[Any], height: int, width: int) -> Bool[np.ndarray, "hei
     if not polygons or not all(_is_polygon(polygon) for polygon in polygons):
         raise DataError("a list of polygons holds lists of numbers x, y, x, y, ..., of at least three points each")
     masks = import_masks()
-    code = masks.merge([masks.frPyObjects([polygon], height, width)[0] for polygon in polygons])
-    return _unroll(_decompress(code["counts"]), height, width)
+    code = masks.merge([masks.frPyObjects([list(polygon)], height, width)[0] for polygon in polygons])
+    return decode(code, height, width)  # its own `decode` warns under numpy 2
 
 
 def _is_polygon(polygon: Any) -> bool:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return False
     return all(isinstance(number, int | float) and abs(number) < FARTHEST for number in polygon)
-
-
-def _unroll(counts: Int64[np.ndarray, " run"], height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    if counts.size == 0 or counts.min() < 0 or counts.sum() != height * width:
-        raise DataError(f"a run-length code is damaged: it does not count the {height * width} pixels of its image")
-    return np.repeat(np.arange(counts.size) % 2 == 1, counts).reshape(width, height).T
 
 
 def _read_counts(counts: Any) -> Int64[np.ndarray, " run"]:

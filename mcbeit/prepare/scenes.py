@@ -29,7 +29,7 @@ from mcbeit.prepare.photos import (
 )
 from mcbeit.prepare.progress import track
 
-CLASSES = {  # the Unicode subgroups of things that have most emoji, and the group of each
+CLASSES = {  # Unicode subgroups of things, of 11 to 66 emoji, and the group of each
     "animal-bird": "animals-nature",
     "animal-bug": "animals-nature",
     "animal-mammal": "animals-nature",

@@ -10,9 +10,8 @@ from pycocotools import mask as reference
 from mcbeit.detection.rle import box, decode, encode
 from mcbeit.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings(  # by pycocotools' own decode, under NumPy 2
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
+# the reference's own `decode` under numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 CORNER = np.array([[0, 1, 1], [0, 0, 1]], dtype=bool)  # down the columns: 0 0 | 1 0 | 1 1
 
 
