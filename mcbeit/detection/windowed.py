@@ -152,7 +152,8 @@ class WindowedBackbone(nn.Module):
         plain = config.model_copy(update={"position": "learned"})  # builds no tables for the whole grid
         body = VisionTransformer(plain, image_size=image_size, channels=channels)
         self.patch_embed, self.blocks, self.grid = body.patch_embed, body.blocks, body.grid
-        self.dim, self.patch_size, self.grad_checkpointing = dim, config.patch_size, False
+        self.dim, self.num_heads, self.mlp_ratio, self.patch_size = dim, heads, config.mlp_ratio, config.patch_size
+        self.grad_checkpointing = False
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], dim))
         self.is_global = [(i + 1) % (depth // NUM_STAGES) == 0 for i in range(depth)]
         self.window = (min(window, self.grid[0]), min(window, self.grid[1]))
