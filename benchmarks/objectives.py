@@ -78,7 +78,9 @@ def measure(images: str, setting: Setting, out: Path, model: Path, seed: int, li
            "logreg.precision=fp32", *limited)  # fmt: skip
     for fraction in (0.01, 0.1):
         recipe = [f"finetune.recipe={setting.finetune}", f"finetune.label_fraction={fraction}"]
-        recipe += ["finetune.eval={every_epochs: 1000}"]  # the last epoch counts; judging each takes longer than training
+        recipe += [
+            "finetune.eval={every_epochs: 1000}"
+        ]  # the last epoch counts; judging each takes longer than training
         if fraction < 0.1:
             recipe += ["finetune.optim={epochs: 20, batch_size: 32}"]
         mcbeit("bench", "run", "-t", "finetune", *common, *recipe)
