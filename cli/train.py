@@ -25,11 +25,14 @@ def command(
 ) -> None:
     """Train a tokenizer or a backbone, or finetune one, by a preset's name or a config file, with KEY=VALUE overrides.
 
+    The name of a job (pretrain, finetune, segmentation, detection, ...) is that job with all its defaults.
+
     \b
     mcbeit train mcbeit-tiny data.source=~/photos       your images, one command
     mcbeit train demo --print-config                    what it is and what it costs
     mcbeit train runs/demo/config.yaml run=runs/again   repeat a run
     mcbeit train finetune-demo init=runs/demo           a classifier from a backbone and labelled images
+    mcbeit train segmentation-demo init=runs/emoji      a class for every pixel; detection-demo: boxes and masks
     mcbeit train demo --workers 2                       two processes under Ray Train
     """
     from mcbeit.distributed import launch, speaks

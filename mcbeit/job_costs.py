@@ -7,6 +7,7 @@ import torch
 
 from mcbeit.cost import tokenizer_flops
 from mcbeit.detection.coco import open_coco_splits
+from mcbeit.detection.memory import training_memory
 from mcbeit.detection.setup import DetectionConfig, detector_flops, make_detector
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.finetune import open_images
@@ -16,6 +17,7 @@ from mcbeit.kmeans import KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig
 from mcbeit.masked import MaskedImageModel
 from mcbeit.pretrain_setup import PretrainConfig, estimate_cost, first_run
+from mcbeit.segmentation.memory import step_memory
 from mcbeit.segmentation.scenes import open_scenes
 from mcbeit.segmentation.setup import SegmentationConfig, make_segmenter, segmenter_flops
 from mcbeit.tokenizer_plan import TokenizerRun, planned_tokenizer, with_path
@@ -38,6 +40,7 @@ class JobCost(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+GB = 1e9
 # what a preset whose images are not there is costed for
 IMAGENET = Images(1_281_167, 1000, "ImageNet-1K")
 ADE20K = Images(20_210, 150, "ADE20K")
@@ -83,7 +86,13 @@ def segmentation_cost(config: SegmentationConfig, num_classes: int) -> JobCost:
     parts = {"backbone": model.backbone, "pyramid": model.pyramid}
     heads = {"UperNet head": model.decode_head, "auxiliary head": model.auxiliary_head}
     parameters = {name: _count(part) for name, part in (parts | heads).items()}
-    return JobCost(parameters, {"forward and backward": segmenter_flops(config, num_classes)})
+    flops = {"forward and backward": segmenter_flops(config, num_classes)}
+    memory = step_memory(model, config.preprocess.image_size)
+    note = (
+        f"memory of a training step: {memory.fixed / GB:.1f} GB, and {memory.per_image / GB:.2f} GB per image in "
+        "float32 (calculated; about half of that in bf16)"
+    )
+    return JobCost(parameters, flops, (note,))
 
 
 def detection_cost(config: DetectionConfig, num_classes: int) -> JobCost:
@@ -92,7 +101,14 @@ def detection_cost(config: DetectionConfig, num_classes: int) -> JobCost:
         model = make_detector(config, num_classes)
     parameters = {"backbone": _count(model.backbone), "pyramid": _count(model.pyramid)}
     parameters |= {"proposals": _count(model.rpn), "heads": _count(model.roi_heads)}
-    return JobCost(parameters, {"backbone and pyramid, forward and backward": detector_flops(config)})
+    flops = {"backbone and pyramid, forward and backward": detector_flops(config)}
+    model.backbone.grad_checkpointing = config.compute.gradient_checkpointing
+    full, half = (training_memory(model, batch_size=1, number_bytes=size) for size in (4, 2))
+    note = (
+        f"memory of a training step of one image: {full.total(1) / GB:.1f} GB in float32, {half.total(1) / GB:.1f} GB "
+        f"in bf16; of each further one {full.per_image / GB:.2f} and {half.per_image / GB:.2f} GB (calculated)"
+    )
+    return JobCost(parameters, flops, (note,))
 
 
 def pretrain_cost(config: PretrainConfig, _: int) -> JobCost:

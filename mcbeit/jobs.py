@@ -61,8 +61,12 @@ KINDS = {
 
 
 def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
-    """The config of a preset or file with overrides. Raises ConfigError with every mistake in it."""
-    return parse_job(override(read_values(source), map(_without_alias, assignments)), origin=source)
+    """The config of a preset or file with overrides; the name of a job is that job with all its defaults.
+
+    Raises ConfigError with every mistake in it.
+    """
+    values = {"job": source} if source in KINDS else read_values(source)
+    return parse_job(override(values, map(_without_alias, assignments)), origin=source)
 
 
 def _without_alias(assignment: str) -> str:

@@ -9,11 +9,13 @@ import yaml
 from click.testing import CliRunner
 from safetensors.torch import save_file
 from scenes import write_ade20k
+from shape_scenes import write_shapes_coco
 from tiny import tokenizer_config, write_shapes
 
 from mcbeit import distributed
 from mcbeit.cli.main import cli
 from mcbeit.config import PRESETS, dump, preset_names
+from mcbeit.detection.setup import DetectionConfig
 from mcbeit.errors import ConfigError
 from mcbeit.finetune_setup import FinetuneConfig
 from mcbeit.jobs import cost_lines, describe_job, load_job, run_job
@@ -46,6 +48,19 @@ def reduced(name: str, source: Path, folder: Path) -> list[str]:
         small = ["model.depth=4", "head.taps=null", "head.channels=8", "head.auxiliary_channels=8"]
         scenes = write_ade20k(folder / "ade")
         return [*common, *sizes, *small, "init=random", f"data.source={scenes}", "scenes.short_side=40"]
+    if isinstance(load_job(name, [NO_SOURCE]), DetectionConfig):
+        common[-2] = "optim.batch_size=2"
+        small = ["model.depth=4", "preprocess.image_size=64", "model.patch_size=8", "window=4", "detector.channels=16"]
+        small += ["detector.head_dim=16", "detector.region_samples=8", "detector.anchor_samples=8"]
+        small += ["detector.proposals_before=[20,20]", "detector.proposals_after=[10,10]", "eval.backend=fast"]
+        return [
+            *common,
+            *sizes[:1],
+            *sizes[2:3],
+            *small,
+            "init=random",
+            f"data.source={write_shapes_coco(folder / 'c')}",
+        ]
     if isinstance(load_job(name, [NO_SOURCE]), FinetuneConfig):
         return [*common, *sizes, "init=random", "label_fraction=1", f"eval.source={source}"]
     judge = ["eval.gallery=null", "eval.queries=null"]
@@ -70,8 +85,8 @@ def test_preset__tells_its_cost_and_can_be_read_back(name: str, tmp_path: Path) 
     text = describe_job(load_job(name, [NO_SOURCE]))
     assert "# parameters: " in text
     assert "# FLOPs per image: " in text
-    images = "ADE20K: 20,210" if load_job(name, [NO_SOURCE]).job == "segmentation" else "ImageNet-1K: 1,281,167"
-    assert images in text
+    published = {"segmentation": "ADE20K: 20,210", "detection": "COCO 2017 that show an object: 117,266"}
+    assert published.get(load_job(name, [NO_SOURCE]).job, "ImageNet-1K: 1,281,167") in text
     assert text.count("# estimated hours: ") == 4
     (tmp_path / "again.yaml").write_text(text)
     assert load_job(str(tmp_path / "again.yaml")) == load_job(name, [NO_SOURCE])
@@ -108,10 +123,18 @@ def test_cost_lines__of_finetuning_count_the_labels_that_are_used(source: Path) 
     assert "head 0.00 M" in lines
 
 
+def test_load_job__the_name_of_a_job_is_its_defaults() -> None:
+    config = load_job("segmentation", ["init=random", "optim.lr=1e-4"])
+    assert isinstance(config, SegmentationConfig)
+    assert (config.optim.lr, config.optim.steps, config.preprocess.image_size) == (1e-4, 160_000, 224)
+    assert isinstance(load_job("detection"), DetectionConfig)
+
+
 def test_load_job__knows_its_jobs(tmp_path: Path) -> None:
     assert isinstance(load_job("demo"), PretrainConfig)
     assert isinstance(load_job("finetune-base"), FinetuneConfig)
     assert isinstance(load_job("ade20k-upernet-base"), SegmentationConfig)
+    assert isinstance(load_job("coco-maskrcnn-base"), DetectionConfig)
     assert isinstance(load_job("demo-tokenizer"), TokenizerConfig)
     assert isinstance(load_job("kmeans-tokenizer"), KMeansRunConfig)
     with pytest.raises(ConfigError, match=r"one of pretrain, finetune, segmentation, .*, found 'serve'"):

@@ -20,10 +20,11 @@ from mcbeit.jobs import cost_lines, load_job
 from mcbeit.relative_position import resize_table
 from mcbeit.segmentation.judging import UNREADABLE, Windows
 from mcbeit.segmentation.judging import segment as find_classes
+from mcbeit.segmentation.memory import step_memory
 from mcbeit.segmentation.overlap import overlap
 from mcbeit.segmentation.scene_crops import read_scene
 from mcbeit.segmentation.scenes import open_scenes
-from mcbeit.segmentation.setup import SegmentationConfig, SegmentationOptimConfig, build
+from mcbeit.segmentation.setup import SegmentationConfig, SegmentationOptimConfig, build, make_segmenter
 from mcbeit.segmentation.training import read_kept_areas, segment
 from mcbeit.start import with_weights
 from mcbeit.worker import Worker
@@ -229,3 +230,25 @@ def test_preset__costs_what_the_published_model_costs() -> None:
     lines = "\n".join(cost_lines(load_job("ade20k-upernet-base")))
     assert "backbone 86.23 M, pyramid 7.08 M, UperNet head 67.96 M, auxiliary head 1.81 M" in lines
     assert "steps: 160,000 of 16 images; 1,263 per epoch (data.source is not set; with the images of ADE20K" in lines
+
+
+def test_step_memory__is_what_the_graph_keeps_of_each_image(ade: Path, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        found = step_memory(make_segmenter(segmentation_config(ade, tmp_path), 3), 32)
+        wide = step_memory(make_segmenter(segmentation_config(ade, tmp_path, preprocess={"image_size": 64}), 3), 64)
+    kept = {}
+    model = make_segmenter(segmentation_config(ade, tmp_path), 3).train()
+    own = {value.untyped_storage().data_ptr() for value in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scores = model(torch.randn(4, 3, 32, 32), torch.rand(4, model.backbone.num_dice))
+        model.loss(scores, torch.zeros(4, 32, 32, dtype=torch.int64))
+    real = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own) / 4
+    assert 0.6 * real < found.per_image < 1.2 * real  # on a CPU attention may keep other things
+    assert wide.per_image > 3.5 * found.per_image
+    parameters = sum(value.numel() for value in model.parameters())
+    assert found.total(2) == 16 * parameters + 2 * found.per_image
