@@ -156,6 +156,8 @@ def ask(port: int, images: list[bytes], clients: int, seconds: float) -> Rate:
 
     run_threads(client, clients)
     every = [one for some in took for one in some]
+    if not every:  # all were refused
+        return Rate(0.0, float("nan"), float("nan"), sum(refused))
     return Rate(len(every) / seconds, *percentiles(every), sum(refused))
 
 
