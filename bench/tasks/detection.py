@@ -1,7 +1,7 @@
 """Detection with all weights learning: Mask R-CNN, by the recipe and the code of `mcbeit train coco-maskrcnn-base`.
 
 The run lies in OUT/runs and goes on where it stopped; what was found lies there as results.json, which other tools
-read. The AP to quote is that of the last epoch.
+read. The AP to quote is that of the last epoch. A model that is a detector already is only measured.
 """
 
 import json
@@ -19,13 +19,18 @@ from mcbeit.bench.result import Curve, Metric
 from mcbeit.bench.tasks.object_pictures import NUM_PICTURES, object_picture
 from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, job_of
 from mcbeit.bench.tasks.task import BenchTask, Outcome
+from mcbeit.config import validate
+from mcbeit.data import auto_workers
 from mcbeit.detection.coco import CocoSource
 from mcbeit.detection.dataset import load_whole
+from mcbeit.detection.judging import judge
+from mcbeit.detection.loading import LoadedDetector
 from mcbeit.detection.mask_rcnn import MaskRCNN
-from mcbeit.detection.setup import DetectionConfig
-from mcbeit.detection.training import FILES, detect, trained_detector
-from mcbeit.device import choose_device, choose_precision
-from mcbeit.errors import ImageError
+from mcbeit.detection.setup import DetectionConfig, DetectionEvalConfig
+from mcbeit.detection.training import FILES, detect, keep_results, trained_detector
+from mcbeit.device import ComputeConfig, choose_device, choose_precision
+from mcbeit.errors import BenchError, ImageError
+from mcbeit.group import ALONE
 from mcbeit.probe import pick
 from mcbeit.runfolder import read_records
 from mcbeit.worker import Worker
@@ -56,7 +61,9 @@ class DetectionTaskConfig(RecipeConfig):
 
 
 def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outcome:
-    """Train on `train`, measure on `val`."""
+    """Train on `train`, measure on `val`; a model that is a detector already is only measured."""
+    if model.detector is not None:
+        return _measure(model, model.detector, data, config)
     job, splits, before = make_job(model, data, config), data.annotated(), time.monotonic()
     scale = model.cache.scale
     if scale is None or data.limit is not None:
@@ -67,32 +74,69 @@ def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outc
         summary = launch(job, resume=True, scale=scale)
     seconds, folder = time.monotonic() - before, Path(job.run)
     told = {which: json.loads((folder / scores).read_text()) for which, (_, scores) in FILES.items()}
-    last, judged = told["last"], summary["judged"]
-    unreadable = tuple(splits.val.name(image) for image in last["unreadable"])
-    best = _metrics(told["best"], len(splits.val))[PRIMARY]
+    best, judged = _metrics(told["best"], len(splits.val))[PRIMARY], summary["judged"]
+    outcome = _outcome(splits.val, told["last"])
+    outcome.metrics[BEST] = best.model_copy(update={"selection": judged["best"]["selection"]})
+    outcome.used["train"] = Used(num_used=len(splits.train), num_unreadable=summary["corrupt"])
+    outcome.curves = (_curve(folder),)
+    outcome.remarks = (
+        _recipe(job),
+        f"the best epoch is {judged['best']['epoch']:.3g}",
+        f"run: {folder}, with {FILES['last'][0]}; scored by {job.eval.backend}",
+    )
+    outcome.seconds = {"train and judge": seconds}
+    detector = trained_detector(folder, job, len(splits.val.classes))
+    outcome.pictures = _pictures(splits.val, detector, job.compute, config.seed)
+    return outcome
+
+
+def _measure(model: BenchModel, loaded: LoadedDetector, data: BenchData, config: DetectionTaskConfig) -> Outcome:
+    """Look for objects as the detector itself does; of the recipe only what it is computed and scored by counts."""
+    values, splits, before = config.values(config.BY_SIZE.base), data.annotated(), time.monotonic()
+    looks = validate(DetectionEvalConfig, values.get("eval", {}), origin=f"the task {TASK.name}")
+    compute = validate(ComputeConfig, values.get("compute", {}), origin=f"the task {TASK.name}")
+    if loaded.shape.num_classes != len(splits.val.classes):
+        raise BenchError(
+            f"'{model.source}' is a detector of {loaded.shape.num_classes} classes, but {data.name} has "
+            f"{len(splits.val.classes)}; measure it on the images whose classes it learned"
+        )
+    device = choose_device()
+    detector = loaded.model.to(device)
+    epoch = judge(
+        detector,
+        splits.val,
+        choose_precision(compute.precision, device),
+        number=0.0,
+        group=ALONE,
+        num_workers=auto_workers(model.config.data),
+        batch_size=looks.batch_size,
+        backend=looks.backend,
+    )
+    folder = model.out / "detections" / f"{data.name}-{model.facts().spec.fingerprint[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_results(folder, epoch, is_best=False)
+    outcome = _outcome(splits.val, epoch.as_json())
+    outcome.used["train"] = Used(num_used=0, num_unreadable=0)
+    outcome.remarks = (
+        f"a trained detector, only measured: {loaded.account.summary()}",
+        f"squares of {loaded.image_size} px; {folder / FILES['last'][0]}; scored by {looks.backend}",
+    )
+    outcome.seconds = {"judge": time.monotonic() - before}
+    outcome.pictures = _pictures(splits.val, detector, compute, config.seed)
+    return outcome
+
+
+def _outcome(source: CocoSource, told: dict[str, Any]) -> Outcome:
+    """Of the scores of an epoch, as they are kept."""
+    unreadable = tuple(source.name(image) for image in told["unreadable"])
+    used = Used(
+        num_used=len(source) - len(unreadable), num_unreadable=len(unreadable), unreadable=unreadable[:MAX_LISTED]
+    )
     return Outcome(
         primary=PRIMARY,
-        metrics={
-            **_metrics(last, len(splits.val)),
-            BEST: best.model_copy(update={"selection": judged["best"]["selection"]}),
-        },
-        used={
-            "train": Used(num_used=len(splits.train), num_unreadable=summary["corrupt"]),
-            "val": Used(
-                num_used=len(splits.val) - len(unreadable),
-                num_unreadable=len(unreadable),
-                unreadable=unreadable[:MAX_LISTED],
-            ),
-        },
-        per_class={KINDS[kind]: tuple(last[kind]["by_class"][name] for name in splits.val.classes) for kind in KINDS},
-        curves=(_curve(folder),),
-        remarks=(
-            _recipe(job),
-            f"the best epoch is {judged['best']['epoch']:.3g}",
-            f"run: {folder}, with {FILES['last'][0]}; scored by {job.eval.backend}",
-        ),
-        seconds={"train and judge": seconds},
-        pictures=_pictures(splits.val, trained_detector(folder, job, len(splits.val.classes)), job, config.seed),
+        metrics=_metrics(told, len(source)),
+        used={"val": used},
+        per_class={KINDS[kind]: tuple(told[kind]["by_class"][name] for name in source.classes) for kind in KINDS},
     )
 
 
@@ -123,10 +167,10 @@ def _curve(run: Path) -> Curve:
 
 
 @torch.no_grad()
-def _pictures(source: CocoSource, model: MaskRCNN, job: DetectionConfig, seed: int) -> list[dict[str, Any]]:
+def _pictures(source: CocoSource, model: MaskRCNN, compute: ComputeConfig, seed: int) -> list[dict[str, Any]]:
     """Some test images with what is marked in them and what was found."""
     device, found = choose_device(), []
-    precision = choose_precision(job.compute.precision, device)
+    precision = choose_precision(compute.precision, device)
     for index in pick(source, NUM_PICTURES, seed).tolist():
         try:
             square = load_whole(source, index, model.image_size)
