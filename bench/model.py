@@ -64,9 +64,7 @@ class BenchModel:
     @cached_property
     def detector(self) -> LoadedDetector | None:
         """It as a trained detector, which is no encoder; None if it is none. Raises WeightsError."""
-        if self.kind != "torch" or self.source.startswith(TIMM):
-            return None
-        return load_detector(self.source) if holds_detector(self.source) else None
+        return load_detector(self.source) if self.kind == "torch" and holds_detector(self.source) else None
 
     @cached_property
     def body(self) -> Body:

@@ -22,7 +22,7 @@ from mcbeit.detection.setup import DetectionConfig
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.preprocess import Preprocess
 from mcbeit.weight_account import Account, some
-from mcbeit.weight_files import StoredWeights, open_weights, run_of
+from mcbeit.weight_files import TIMM, StoredWeights, open_weights, run_of
 from mcbeit.weights import SCORES, casting, take_tensors
 
 BATCHES = "num_batches_tracked"  # of batch norms: not needed to use them, and old files have none
@@ -41,7 +41,7 @@ class LoadedDetector(NamedTuple):
 
 def holds_detector(source: str | Path) -> bool:
     """Whether weights are those of a detector. Raises WeightsError if they cannot be read."""
-    return SCORES in open_weights(source).names()
+    return not str(source).startswith(TIMM) and SCORES in open_weights(source).names()
 
 
 def load_detector(source: str | Path) -> LoadedDetector:
