@@ -17,7 +17,7 @@ from mcbeit.bench.manifest import MAX_LISTED, Used
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.result import Curve, Metric
 from mcbeit.bench.tasks.object_pictures import NUM_PICTURES, object_picture
-from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, job_of
+from mcbeit.bench.tasks.recipe import AUTO, BySize, RecipeConfig, job_of
 from mcbeit.bench.tasks.task import BenchTask, Outcome
 from mcbeit.config import validate
 from mcbeit.data import auto_workers
@@ -56,8 +56,11 @@ class DetectionTaskConfig(RecipeConfig):
     preprocess: dict[str, Any] = Field(default_factory=dict)
 
     def values(self, recipe: str) -> dict[str, Any]:
-        """See `RecipeConfig`."""
-        return {**super().values(recipe), **({} if self.window is None else {"window": self.window})}
+        """See `RecipeConfig`. Unless a recipe is named, bias tables are as the weights have them, as is published."""
+        found = {**super().values(recipe), **({} if self.window is None else {"window": self.window})}
+        if self.recipe == AUTO and "bias_tables" not in self.model:
+            found["model"].pop("bias_tables", None)
+        return found
 
 
 def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outcome:
@@ -189,10 +192,10 @@ def _recipe(job: DetectionConfig) -> str:
     optim = job.optim
     length = f"{optim.steps:,} steps" if optim.steps else f"{optim.epochs:g} epochs"
     return (
-        f"Mask R-CNN, {job.detector.pyramid} pyramid, windows of {job.window} patches, {job.preprocess.image_size} px, "
-        f"{length}, batch {optim.batch_size}, lr {optim.lr:g}, layer decay {optim.layer_decay:g}, weight decay "
-        f"{optim.weight_decay:g}, drop path {job.model.drop_path:g}, jitter {job.jitter.scale[0]:g} to "
-        f"{job.jitter.scale[1]:g}"
+        f"Mask R-CNN, {job.detector.pyramid} pyramid, windows of {job.window} patches, {job.model.bias_tables} bias "
+        f"tables, {job.preprocess.image_size} px, {length}, batch {optim.batch_size}, lr {optim.lr:g}, layer decay "
+        f"{optim.layer_decay:g}, weight decay {optim.weight_decay:g}, drop path {job.model.drop_path:g}, jitter "
+        f"{job.jitter.scale[0]:g} to {job.jitter.scale[1]:g}"
     )
 
 

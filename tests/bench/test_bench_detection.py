@@ -99,6 +99,16 @@ def test_settings__of_a_recipe_are_checked() -> None:
     assert validate(detection.DetectionTaskConfig, {"window": 8}).values("coco-maskrcnn-base")["window"] == 8
 
 
+@pytest.mark.parametrize("tables", ["shared", "per-block"])
+def test_run__takes_bias_tables_as_the_weights_have_them(tables: str, coco: Path, tmp_path: Path) -> None:
+    norm = "tokens" if tables == "shared" else "pooled"
+    options = {"dim": 64, "depth": 4, "patch_size": 16, "bias_tables": tables, "final_norm": norm}
+    weights = save_backbone(tmp_path / "w.pth", backbone(64, **options))
+    changes = {"window": 2, "optim": {"steps": 1, "batch_size": 2}, "model": {"dim": 64, "depth": 4, "num_heads": 2}}
+    found = measure(weights, coco, tmp_path, recipe="auto", **changes)
+    assert f"windows of 2 patches, {tables} bias tables, 64 px" in found.remarks[0]
+
+
 @pytest.fixture(scope="module")
 def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run that found something, and its summary."""
