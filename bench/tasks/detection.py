@@ -23,7 +23,7 @@ from mcbeit.config import validate
 from mcbeit.data import auto_workers
 from mcbeit.detection.coco import CocoSource
 from mcbeit.detection.dataset import load_whole
-from mcbeit.detection.judging import judge
+from mcbeit.detection.judging import check_scorable, judge
 from mcbeit.detection.loading import LoadedDetector
 from mcbeit.detection.mask_rcnn import MaskRCNN
 from mcbeit.detection.setup import DetectionConfig, DetectionEvalConfig
@@ -103,6 +103,7 @@ def _measure(model: BenchModel, loaded: LoadedDetector, data: BenchData, config:
             f"'{model.source}' is a detector of {loaded.shape.num_classes} classes, but {data.name} has "
             f"{len(splits.val.classes)}; measure it on the images whose classes it learned"
         )
+    check_scorable(splits.val, looks.backend)
     device = choose_device()
     detector = loaded.model.to(device)
     epoch = judge(

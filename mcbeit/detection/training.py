@@ -23,7 +23,7 @@ from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.data import Batch, auto_workers
 from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.detection.dataset import DetectionDataset
-from mcbeit.detection.judging import DetectedEpoch, judge
+from mcbeit.detection.judging import DetectedEpoch, check_scorable, judge
 from mcbeit.detection.mask_rcnn import MaskRCNN
 from mcbeit.detection.setup import Detection, DetectionConfig, build, make_detector
 from mcbeit.device import choose_device
@@ -63,6 +63,7 @@ def _detect(config: DetectionConfig, given: CocoSplits | None, *, resume: bool, 
     config = group.each(lambda: with_weights(config))
     group.first(lambda: check_start(config))
     splits = given or group.each(lambda: open_coco_splits(str(config.data.required_source())))
+    group.first(lambda: check_scorable(splits.val, config.eval.backend))
     per_epoch = group.each(lambda: steps_per_epoch(len(splits.train), config.optim))
     run = group.first(lambda: open_run(config, splits.train, resume=resume, named=worker.named))
     if (summary := group.first(run.summary)) is not None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,41 @@ def test_config__refuses_what_cannot_work(coco: Path, tmp_path: Path, changes: d
 def test_detect__refuses_what_cannot_work(coco: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         detect(detection_config(coco, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def _without_outline(content: dict[str, Any]) -> None:
+    content["annotations"][0].pop("segmentation")
+
+
+def _without_objects(content: dict[str, Any]) -> None:
+    content["annotations"].clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without_outline, r"instances_val2017.json' has 1 annotations without a segmentation, so masks cannot be"),
+        (_without_objects, r"none of the 3 test images of '.*instances_val2017.json' shows an object to find"),
+    ],
+)
+def test_detect__refuses_tests_that_cannot_be_scored(change: Any, message: str, tmp_path: Path) -> None:
+    root = write_shapes_coco(tmp_path / "coco")
+    place = root / "annotations" / "instances_val2017.json"
+    content = json.loads(place.read_text())
+    change(content)
+    place.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        detect(detection_config(root, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_detect__refuses_a_backend_that_is_not_there(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(DataError, match="COCO's scores need faster-coco-eval: pip install"):
+        detect(detection_config(coco, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
