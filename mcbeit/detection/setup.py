@@ -84,6 +84,11 @@ class DetectionConfig(StartConfig):
     def _only_what_is_read(self) -> "DetectionConfig":
         if self.data.channels != COLOURS:
             raise ValueError(f"detection is for images of colours; data.channels is {self.data.channels}")
+        if self.preprocess.channels != COLOURS:
+            raise ValueError(
+                f"preprocess.mean and preprocess.std have {self.preprocess.channels} numbers each, for images of "
+                f"{COLOURS} colours"
+            )
         if self.data.kind != "auto" or isinstance(self.data.source, list):
             raise ValueError("data.source is one folder of annotated images; leave data.kind out")
         if self.compute.shard != "none":
@@ -133,6 +138,12 @@ def make_detector(config: DetectionConfig, num_classes: int) -> MaskRCNN:
     """The model with the numbers that it begins with if no weights are named."""
     backbone = WindowedBackbone(config.model, image_size=config.preprocess.image_size, window=config.window)
     return MaskRCNN(backbone, num_classes, config.detector, preprocess=config.preprocess)
+
+
+def check_shape(config: DetectionConfig) -> None:
+    """Raise ConfigError now if there is no such detector."""
+    with torch.device("meta"):
+        make_detector(config, 1)
 
 
 def initial_weights(config: DetectionConfig, model: MaskRCNN) -> dict[str, list[str]]:

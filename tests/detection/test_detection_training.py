@@ -170,6 +170,10 @@ def test_annotated__is_split_with_its_targets() -> None:
         ({"data": {"source": ["a", "b"]}}, "data.source is one folder"),
         ({"compute": {"shard": "fsdp"}}, "compute.shard=fsdp is for pretraining and finetuning"),
         ({"eval": {"backend": "other"}}, "backend"),
+        (
+            {"preprocess": {"mean": [0.5] * 4, "std": [0.5] * 4}},
+            "preprocess.mean and preprocess.std have 4 numbers each",
+        ),
     ],
     ids=str,
 )
@@ -182,6 +186,9 @@ def test_config__refuses_what_cannot_work(coco: Path, tmp_path: Path, changes: d
     ("changes", "message"),
     [
         ({"preprocess": {"image_size": 60}}, "must be a multiple of model.patch_size=8"),
+        ({"preprocess": {"image_size": 8}}, "the coarsest map has a cell for 2 x 2 patches, but an image has 1 x 1 of"),
+        ({"model": {"dim": 48, "depth": 8, "num_heads": 2, "patch_size": 8}}, "model.dim=48 is no multiple of it"),
+        ({"model": {"dim": 32, "depth": 8, "num_heads": 2, "patch_size": 2}}, "patch_size=2 is no multiple of 4"),
         ({"optim": {"batch_size": 9}}, "needs 9 images per step, but the source has 8"),
         ({"optim": {"batch_size": 4, "accumulate": 3, "steps": 1}, "init": None}, "init is not set"),
         ({"data": {"num_workers": 0}}, "data.source is not set"),
