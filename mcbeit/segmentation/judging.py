@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mcbeit.augment import normalise
+from mcbeit.data import open_loader
 from mcbeit.device import Precision
 from mcbeit.epochs import BY_TEST
 from mcbeit.errors import DataError, ImageError
@@ -194,12 +195,7 @@ def open_scenes_ahead(
     source: SceneSource, images: Int64[np.ndarray, " asked"], num_workers: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]] | None]:
     """Images with label maps in the order asked for, read ahead by processes; None where one cannot be read."""
-    loader = DataLoader(
-        _Scenes(source),
-        batch_size=None,
-        sampler=[int(image) for image in images],
-        num_workers=num_workers,
-        generator=torch.Generator(),  # the global one belongs to the training
-    )
+    sampler = [int(image) for image in images]
+    loader = open_loader(_Scenes(source), batch_size=None, sampler=sampler, num_workers=num_workers)
     for scene in loader:
         yield None if scene is None else (scene[0].numpy(), scene[1].numpy())
