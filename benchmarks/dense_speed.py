@@ -22,7 +22,7 @@ from mcbeit.detection.rle import encode
 from mcbeit.detection.setup import DetectionConfig, make_detector
 from mcbeit.device import choose_device, choose_precision, device_name
 from mcbeit.machine import cpu_name
-from mcbeit.segmentation.judging import segment
+from mcbeit.segmentation.judging import find_classes
 from mcbeit.segmentation.setup import SegmentationConfig, make_segmenter
 
 CLASSES = 80
@@ -56,7 +56,7 @@ def segmentation_speed(options: argparse.Namespace, pixels: int, device: torch.d
     model = make_segmenter(config, 150).to(device)
     images = torch.randn(options.batch_size, 3, pixels, pixels, device=device)
     labels = torch.randint(0, 150, (options.batch_size, pixels, pixels), device=device)
-    dice = torch.rand(options.batch_size, model.backbone.num_dice, device=device)
+    dice = torch.rand(options.batch_size, model.num_dice, device=device)
 
     def step() -> None:
         model.train().zero_grad()
@@ -68,7 +68,7 @@ def segmentation_speed(options: argparse.Namespace, pixels: int, device: torch.d
     scenes = config.scenes.model_copy(update={"short_side": pixels, "long_side": 4 * pixels})
 
     def test() -> None:
-        segment(model, whole, scenes, config.preprocess, config.windows, precision)
+        find_classes(model, whole, scenes, config.preprocess, config.windows, precision)
 
     tell(f"segmentation, {pixels} px, training step", seconds_of(step, options.steps, device) / options.batch_size)
     tell(f"segmentation, {pixels} px, testing, image of 4:3 by windows", seconds_of(test, options.steps, device))

@@ -5,8 +5,9 @@ loader workers or training processes sees the same.
 """
 
 import math
+import signal
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from mcbeit.sources import ImageSource, SourceKind, open_source
 from mcbeit.sources.opening import FolderKind
 from mcbeit.targets import masked_patch_ids
 
+T = TypeVar("T")
 MAX_TRIES = 100  # unreadable images in a row before a sample gives up
 PREFETCH_BYTES = 2 * 2**30  # of decoded views that wait in all loader processes together, if one batch each is not more
 
@@ -252,15 +254,27 @@ def make_loader(
 ) -> DataLoader[Sample]:
     """A loader of batches in the order of `keys`, one pass. `batch_size` bounds how far it reads ahead."""
     ahead = PREFETCH_BYTES // (batch_size * dataset.sample_bytes * max(num_workers, 1))
-    return DataLoader(
+    return open_loader(
         dataset,
         batch_sampler=keys,  # an iterator of keys serves for one pass
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin,
-        generator=torch.Generator(),  # of the workers' seeds: the global one belongs to the training
         prefetch_factor=min(max(ahead, 1), 4) if num_workers else None,
     )
+
+
+def open_loader(dataset: Dataset[T], **options: Any) -> DataLoader[T]:
+    """A loader whose processes go on when everybody is asked to stop: the one that trains ends them at last.
+
+    Their seeds come from a generator of their own, as the global one belongs to the training.
+    """
+    return DataLoader(dataset, generator=torch.Generator(), worker_init_fn=_outlive, **options)
+
+
+def _outlive(worker: int) -> None:
+    """Schedulers of clusters send SIGTERM to every process of a job."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def make_share_loader(

@@ -47,6 +47,16 @@ def synchronise_norms(model: M, group: Group, device: torch.device) -> M:
     return synchronised
 
 
+def share_buffers(model: nn.Module, group: Group, device: torch.device) -> None:
+    """Give all workers the statistics of the first one's batch norms, where each has its own (see above).
+
+    So they judge the model that is saved. All of them must call it.
+    """
+    if group.size > 1 and device.type != "cuda":
+        for buffer in model.buffers():
+            group.broadcast(buffer)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether this worker has only a part of the model's parameters."""
     return isinstance(model, FSDPModule)

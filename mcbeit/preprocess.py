@@ -196,7 +196,7 @@ class _Tiff(TiffImageFile):
     """A TIFF that keeps quiet about broken tags when Pillow reads them all once more after the pixels."""
 
     def load_end(self) -> None:
-        with _no_warnings():
+        with no_warnings():
             super().load_end()
 
 
@@ -269,12 +269,12 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile:
 def _open(plugin: type[ImageFile], data: bytes) -> ImageFile:
     """Read the header. Not by `Image.open`, which warns of large images before one can look at their size."""
     may_warn = plugin in (_Tiff, GifImageFile) or (plugin is PngImageFile and b"acTL" in data)
-    with _no_warnings() if may_warn else nullcontext():
+    with no_warnings() if may_warn else nullcontext():
         return plugin(io.BytesIO(data))
 
 
 @contextmanager
-def _no_warnings() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Switch warnings off, which Python does for all threads, so: briefly, and not for the common formats."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mcbeit.config import Config, UserPath
-from mcbeit.data import DataConfig, auto_workers
+from mcbeit.data import DataConfig, auto_workers, open_loader
 from mcbeit.device import Precision
 from mcbeit.errors import DataError, ImageError
 from mcbeit.preprocess import Preprocess
@@ -88,12 +88,11 @@ def pixel_loader(
     batch_size: int = EVAL_BATCH,
 ) -> DataLoader[Tensor | None]:
     """Some images in order, in lists of up to `batch_size`; each [height, width, channel], None if it is unreadable."""
-    return DataLoader(
+    return open_loader(
         _Pixels(source, indices, preprocess),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,
-        generator=torch.Generator(),  # of the workers' seeds: the global one belongs to the training
     )
 
 

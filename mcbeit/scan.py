@@ -4,12 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mcbeit.config import Config, override, validate
-from mcbeit.data import DataConfig, auto_workers
+from mcbeit.data import DataConfig, auto_workers, open_loader
 from mcbeit.progress import Display
 from mcbeit.sources import ImageSource
 
@@ -45,12 +44,11 @@ def scan(
     source: ImageSource, indices: Int[np.ndarray, " image"], measure: Measure[R], config: DataConfig, *, title: str
 ) -> Iterator[R]:
     """What `measure` says of each image, in the order of `indices`; progress is shown on stderr."""
-    loader = DataLoader(
+    loader = open_loader(
         _Measured(source, indices, measure),
         batch_size=CHUNK,
         num_workers=auto_workers(config),
         collate_fn=list,
-        generator=torch.Generator(),
     )
     with Display(title, len(indices)) as display:
         for chunk in loader:

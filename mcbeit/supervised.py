@@ -111,9 +111,12 @@ class SupervisedJob(ABC):
 
     def norm_notes(self) -> list[str]:
         """What a person should know if the model has batch norms."""
+        parts = self.config.optim.num_parts
+        split = f"optim.accumulate={parts}: batch norm sees a {parts}th of a batch at once, which is another recipe"
         if self.group.size == 1 or self.device.type == "cuda":
-            return []
-        return ["batch norm sees each worker's own images: its sums are shared on GPUs only"]
+            return [split] if parts > 1 else []
+        own = "batch norm sees each worker's own images: its sums are shared on GPUs only"
+        return [own, split] if parts > 1 else [own]
 
     def setting(self) -> str:
         """The end of `describe`: how large the model is, what a step costs, and where it is computed."""

@@ -214,7 +214,7 @@ def load_backbone(
     weights = read_weights(source, num_heads=num_heads)
     config, image_size = config or weights.model, image_size or weights.image_size
     state, account = fit_backbone(weights, config, image_size)
-    model = _hollow(config, image_size, weights.channels)
+    model = hollow_backbone(config, image_size, weights.channels)
     model.load_state_dict(state, assign=True)
     return LoadedBackbone(model.eval(), config, image_size, weights.channels, weights.preprocess, account)
 
@@ -333,7 +333,7 @@ def _check_fits(weights: Weights, shapes: Mapping[str, tuple[int, ...]], account
     account.check_complete()
 
 
-def _hollow(config: ModelConfig, image_size: int, channels: int) -> VisionTransformer:
+def hollow_backbone(config: ModelConfig, image_size: int, channels: int) -> VisionTransformer:
     """A backbone without numbers: drawing those of ViT-L, only to replace them, takes many seconds."""
     with torch.device("meta"):
         model = VisionTransformer(config, image_size=image_size, channels=channels)

@@ -70,10 +70,12 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | N
         time.sleep(0.005)
 
 
-def stop_at(process: subprocess.Popen[str], run: Path, step: int, number: signal.Signals) -> None:
-    """Send a signal as soon as a step is logged."""
+def stop_at(
+    process: subprocess.Popen[str], run: Path, step: int, number: signal.Signals, *, everybody: bool = False
+) -> None:
+    """Send a signal as soon as a step is logged, to the process or to its loader processes too."""
     wait_until(lambda: len(records(run)) > step, process)
-    os.kill(process.pid, number)
+    (os.killpg if everybody else os.kill)(process.pid, number)
 
 
 def records(run: Path) -> list[dict[str, Any]]:

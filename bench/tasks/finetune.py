@@ -15,16 +15,14 @@ from pydantic import Field
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.manifest import MAX_LISTED, Used
 from mcbeit.bench.model import BenchModel
-from mcbeit.bench.result import Answers, Curve, Metric, accuracy, by_class, confusion_counts
-from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, job_of
+from mcbeit.bench.result import Answers, Metric, accuracy, by_class, confusion_counts
+from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, curve_of, job_of, run_job_of
 from mcbeit.bench.tasks.task import MAX_CONFUSED, BenchTask, Outcome
 from mcbeit.epochs import LAST, read_predictions
 from mcbeit.evaluation import UNREADABLE
 from mcbeit.finetune import finetune, open_images
 from mcbeit.finetune_setup import FinetuneConfig
-from mcbeit.runfolder import read_records
 from mcbeit.sources import ImageSource
-from mcbeit.worker import Worker
 
 BEST = "top1, best epoch"
 
@@ -54,13 +52,7 @@ def run(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> Outco
     """Finetune on `train`, measure on `val`."""
     job, splits = make_job(model, data, config), data.splits()
     before = time.monotonic()
-    scale = model.cache.scale
-    if scale is None or data.limit is not None:
-        summary = finetune(job, resume=True, worker=Worker(stop=model.cache.stop), splits=splits)
-    else:
-        from mcbeit.distributed import launch
-
-        summary = launch(job, resume=True, scale=scale)
+    summary = run_job_of(job, model, data, finetune, splits=splits)
     seconds = time.monotonic() - before
     folder, images = Path(job.run), open_images(job, splits)
     last = _Answered.of(folder, "last", images.test.labels)
@@ -78,7 +70,7 @@ def run(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> Outco
         },
         per_class={"top1": by_class(last.correct, last.labels, num_classes)},
         confusion=confusion_counts(last.labels, last.guess, num_classes) if num_classes <= MAX_CONFUSED else None,
-        curves=(_curve(folder),),
+        curves=(curve_of(folder, "top-1 on the test images by epoch", {"": "top1"}),),
         answers=Answers.of("top1", last.correct),
         remarks=(_recipe(job), f"the best epoch is {judged['best']['epoch']:.3g}", f"run: {folder}"),
         seconds={"finetune": seconds},
@@ -111,16 +103,6 @@ class _Answered:
 def _share(value: float, count: int) -> Metric:
     """A share of images of which the single answers are not kept."""
     return accuracy(np.arange(count) < round(value * count), LAST)
-
-
-def _curve(run: Path) -> Curve:
-    found = [record for record in read_records(run) if "top1" in record]
-    return Curve(
-        title="top-1 on the test images by epoch",
-        x_label="epoch",
-        x=tuple(record["epoch"] for record in found),
-        lines={"": tuple(record["top1"] for record in found)},
-    )
 
 
 def _recipe(job: FinetuneConfig) -> str:

@@ -2,15 +2,20 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from pydantic import model_validator
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.model import BenchModel
+from mcbeit.bench.result import Curve
 from mcbeit.bench.tasks.task import BenchTask, TaskConfig
 from mcbeit.config import read_values, validate
+from mcbeit.runfolder import read_records
 from mcbeit.start import StartConfig, with_weights
+from mcbeit.worker import Worker
 
 AUTO = "auto"
 LARGE_DIM = 1024  # of the patch tokens, from which on the recipe is that of ViT-L
@@ -47,7 +52,9 @@ class RecipeConfig(TaskConfig):
         found = read_values(recipe if self.recipe == AUTO else self.recipe)
         for section in self.SECTIONS:
             found[section] = {**found.get(section, {}), **getattr(self, section)}
-        found["model"].pop("size", None)
+        for shape in ("size", "layer_scale"):
+            if shape not in getattr(self, "model", {}):
+                found["model"].pop(shape, None)
         return {**found, "seed": self.seed}
 
 
@@ -66,6 +73,26 @@ def job_of(
     values["run"] = "unnamed"
     job = with_weights(validate(config.JOB, values, origin=f"the task {task.name}"))
     manifests = [model.cache.manifest(data, split).model_dump(mode="json") for split in task.splits]
-    told = job.model_dump(mode="json", exclude=IDLE)
+    told = [task.version, job.model_dump(mode="json", exclude=IDLE)]
     digest = hashlib.sha256(json.dumps([told, spec.fingerprint, manifests]).encode()).hexdigest()[:16]
     return job.model_copy(update={"run": str(model.out / "runs" / f"{task.name}-{digest}")})
+
+
+def run_job_of(job: Any, model: BenchModel, data: BenchData, run: Callable[..., dict[str, Any]], **images: Any) -> Any:
+    """Run a job here, on the images that a limit has left, or whole over Ray; its summary."""
+    if model.cache.scale is None or data.limit is not None:
+        return run(job, resume=True, worker=Worker(stop=model.cache.stop), **images)
+    from mcbeit.distributed import launch
+
+    return launch(job, resume=True, scale=model.cache.scale)
+
+
+def curve_of(run: Path, title: str, lines: Mapping[str, str]) -> Curve:
+    """Metrics of a run by epoch, by the names that its log has them under."""
+    found = [record for record in read_records(run) if set(lines.values()) <= record.keys()]
+    return Curve(
+        title=title,
+        x_label="epoch",
+        x=tuple(record["epoch"] for record in found),
+        lines={name: tuple(record[key] for record in found) for name, key in lines.items()},
+    )

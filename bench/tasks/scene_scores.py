@@ -63,6 +63,7 @@ def scene_outcome(
     find: Callable[[UInt8[np.ndarray, "height width 3"]], Int64[Tensor, "height width"]],
     *,
     seed: int,
+    selection: Selection,
     train: Used,
     seconds: dict[str, float],
     remarks: tuple[str, ...] = (),
@@ -76,7 +77,7 @@ def scene_outcome(
     used = Used(num_used=len(each) - len(missing), num_unreadable=len(missing), unreadable=names)
     return Outcome(
         primary=PRIMARY,
-        metrics={**scene_metrics(each, seed=seed), **others},
+        metrics={**scene_metrics(each, seed=seed, selection=selection), **others},
         used={"train": train, "val": used},
         per_class=by_class(each),
         curves=curves,

@@ -15,12 +15,14 @@ from torch import Tensor
 from mcbeit.bench.tasks.task import TaskConfig
 from mcbeit.data import Loaded
 from mcbeit.encoder import PixelEncoder
-from mcbeit.segmentation.judging import UNREADABLE, open_scenes_ahead
+from mcbeit.errors import BenchError
+from mcbeit.preprocess import COLOURS
+from mcbeit.segmentation.judging import UNREADABLE, open_scenes_ahead, scored
 from mcbeit.segmentation.label_maps import IGNORED
 from mcbeit.segmentation.overlap import NUM_AREAS, areas
 from mcbeit.segmentation.scene_crops import SceneConfig, SceneDataset, padded, scaled_labels, scaled_pixels
 from mcbeit.segmentation.scenes import SceneSource
-from mcbeit.segmentation.sliding import best_class, slide, starts
+from mcbeit.segmentation.sliding import best_class, check_stride, slide, starts
 
 Grids = Float[Tensor, "window dim row column"]
 ScoreGrids = Callable[[Grids], Float[Tensor, "window class size size"]]
@@ -41,6 +43,10 @@ class FrozenEncoder:
     def __init__(self, encoder: PixelEncoder, config: SceneTaskConfig) -> None:
         self.encoder, self.config = encoder, config
         self.size = encoder.spec.image_size
+        self.stride = config.stride or max(1, self.size * 2 // 3)
+        check_stride(self.stride, self.size, key="stride")
+        if (channels := encoder.spec.preprocess.channels) != COLOURS:
+            raise BenchError(f"scenes are images of colours, but '{encoder.spec.name}' sees {channels} channels")
         self.fill = [255 * value for value in encoder.spec.preprocess.mean]
 
     @property
@@ -60,13 +66,16 @@ class FrozenEncoder:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(found, 3, 1)))
 
     def judge(self, source: SceneSource, score: ScoreGrids, *, num_workers: int) -> Int64[np.ndarray, "image 3 class"]:
-        """The areas of every test image by scores of patch features; UNREADABLE where one cannot be read."""
+        """The areas of every test image by scores of patch features; UNREADABLE where one cannot be read.
+
+        Raises DataError if none can be read or has a labelled pixel.
+        """
         each = np.full((len(source), NUM_AREAS, source.num_classes), UNREADABLE, np.int64)
         for image, scene in enumerate(open_scenes_ahead(source, np.arange(len(source)), num_workers)):
             if scene is not None:
                 pixels, labels = scene
                 each[image] = areas(self.find(pixels, score).numpy(), labels, source.num_classes)
-        return each
+        return scored(0.0, each, source).areas
 
     def find(self, pixels: UInt8[np.ndarray, "height width 3"], score: ScoreGrids) -> Int64[Tensor, "height width"]:
         """The class of every pixel of an image."""
@@ -76,11 +85,11 @@ class FrozenEncoder:
             torch.from_numpy(np.ascontiguousarray(small)).permute(2, 0, 1),
             lambda windows: score(self.grids(windows)),
             size=self.size,
-            stride=self.config.stride or max(1, self.size * 2 // 3),
+            stride=self.stride,
             batch_size=self.config.batch_size,
             fill=self.fill,
         )
-        return best_class(scores, height, width)
+        return best_class([scores], height, width)
 
 
 class WindowDataset(SceneDataset):

@@ -26,13 +26,15 @@ from mcbeit.segmentation.judging import open_scenes_ahead
 from mcbeit.segmentation.scenes import SceneSource
 from mcbeit.segmentation.upernet import resized
 
+MAX_COSINES = 2**26  # of asked and remembered patches at once: 256 MB
+
 
 class KnnSceneConfig(SceneTaskConfig):
     """The settings of `segmentation-knn`."""
 
     k: int = Field(30, ge=1)
     temperature: PositiveFloat = 0.07  # a neighbour counts as exp(cosine / temperature)
-    patches: int = Field(200_000, ge=1)  # of the training images that are kept, drawn by the seed
+    patches: int = Field(200_000, ge=1)  # that are remembered in all, at least one of each training image; by the seed
 
 
 class Memory:
@@ -48,10 +50,14 @@ class Memory:
         """The shares of the nearest patches, weighted by how near they are."""
         windows, dim, rows, columns = grids.shape
         asked = F.normalize(grids.to(self.features).permute(0, 2, 3, 1).reshape(-1, dim), dim=1)
+        at_once = max(1, MAX_COSINES // len(self.features))
+        shares = torch.cat([self._vote(part) for part in asked.split(at_once)])
+        return shares.view(windows, rows, columns, -1).permute(0, 3, 1, 2).cpu()
+
+    def _vote(self, asked: Float[Tensor, "patch dim"]) -> Float[Tensor, "patch class"]:
         cosines, found = (asked @ self.features.T).topk(self.k, dim=1)
         weights = (cosines / self.temperature).softmax(dim=1)
-        shares = torch.einsum("qk,qkc->qc", weights, self.shares[found])
-        return shares.view(windows, rows, columns, -1).permute(0, 3, 1, 2).cpu()
+        return torch.einsum("qk,qkc->qc", weights, self.shares[found])
 
 
 def run(model: BenchModel, data: BenchData, config: KnnSceneConfig) -> Outcome:
@@ -70,6 +76,7 @@ def run(model: BenchModel, data: BenchData, config: KnnSceneConfig) -> Outcome:
         each,
         lambda pixels: frozen.find(pixels, score),
         seed=config.seed,
+        selection="none",
         train=train,
         seconds={"remember": remembered, "judge": time.monotonic() - before - remembered},
         remarks=(f"{len(memory.features):,} training patches, k={memory.k}, T={config.temperature:g}",),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mcbeit.agreement import NO_FLAGS, Flags
@@ -23,9 +23,10 @@ from mcbeit.bench.model import BenchModel
 from mcbeit.bench.tasks.scene_scores import scene_outcome
 from mcbeit.bench.tasks.scene_windows import FrozenEncoder, Grids, SceneTaskConfig, WindowDataset
 from mcbeit.bench.tasks.task import BenchTask, Outcome
-from mcbeit.data import Batch, DataConfig, auto_workers
+from mcbeit.data import Batch, auto_workers
 from mcbeit.device import PRECISIONS
-from mcbeit.epochs import take_note
+from mcbeit.epochs import LAST, take_note
+from mcbeit.errors import BenchError
 from mcbeit.group import ALONE
 from mcbeit.meter import StepResult
 from mcbeit.optim import adamw, steps_per_epoch
@@ -53,6 +54,14 @@ class LinearSceneConfig(SceneTaskConfig):
     warmup_steps: int = Field(1500, ge=0)
     scale: tuple[float, float] = (0.5, 2.0)  # of training images
     max_class_share: float = Field(0.75, gt=0, le=1)  # of the labelled pixels of a crop
+
+    @model_validator(mode="after")
+    def _can_be_run(self) -> "LinearSceneConfig":
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale must be ordered and positive, found {list(self.scale)}")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be less than steps={self.steps}; set both")
+        return self
 
 
 class LinearHead(nn.Module):
@@ -114,7 +123,8 @@ class LinearSegmentation(SupervisedJob):
         self.head.train()
 
         def loss(piece: Labelled) -> Float[Tensor, ""]:
-            return pixel_loss(self.head(self.frozen.grids(piece.images)), piece.labels)
+            grids = torch.cat([self.frozen.grids(part) for part in piece.images.split(self.task.batch_size)])
+            return pixel_loss(self.head(grids), piece.labels)
 
         return take_step(
             self.state, self.head, self.group, [labelled(batch)], loss, self.config.optim, lr=lr, flags=flags
@@ -139,6 +149,11 @@ def run(model: BenchModel, data: BenchData, config: LinearSceneConfig) -> Outcom
     """Train the head on `train`, measure on `val`."""
     scenes, frozen, before = data.scenes(), FrozenEncoder(model.encoder, config), time.monotonic()
     job = make_run(model, data, config)
+    if config.crops > len(scenes.train):
+        raise BenchError(
+            f"segmentation-linear.crops={config.crops}, but {data.name} has only {len(scenes.train)} training images; "
+            "set it to at most as many"
+        )
     per_epoch = steps_per_epoch(len(scenes.train), job.optim)
     worker = Worker(stop=model.cache.stop)
     with worker.at_work(job.run, threads=model.config.threads):
@@ -151,6 +166,7 @@ def run(model: BenchModel, data: BenchData, config: LinearSceneConfig) -> Outcom
         read_kept_areas(Path(job.run), "last"),
         lambda pixels: frozen.find(pixels, head.score),
         seed=config.seed,
+        selection=LAST,
         train=Used(num_used=len(scenes.train), num_unreadable=summary["corrupt"]),
         seconds={"train and judge": time.monotonic() - before},
         remarks=(f"{config.steps} steps of {config.crops} crops, lr {config.lr:g}; run: {job.run}",),
@@ -160,28 +176,33 @@ def run(model: BenchModel, data: BenchData, config: LinearSceneConfig) -> Outcom
 def make_run(model: BenchModel, data: BenchData, config: LinearSceneConfig) -> HeadRun:
     """The run, in a folder whose name changes with anything that its numbers depend on."""
     manifests = [model.cache.manifest(data, split).model_dump(mode="json") for split in TASK.splits]
-    told = [config.model_dump(mode="json"), model.facts().model_dump(mode="json", exclude={"source"}), manifests]
+    told = [
+        TASK.version,
+        config.model_dump(mode="json"),
+        model.facts().model_dump(mode="json", exclude={"source"}),
+        manifests,
+    ]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     optim = PolynomialConfig(
         steps=config.steps,
         batch_size=config.crops,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        warmup_steps=min(config.warmup_steps, config.steps // 10),
+        warmup_steps=config.warmup_steps,
     )
     return HeadRun(
         run=str(model.out / "runs" / f"segmentation-linear-{digest}"),
         depends_on=digest,
         seed=config.seed,
         optim=optim,
-        data=DataConfig(source=data.path, num_workers=model.config.data.num_workers),
+        data=model.config.data.model_copy(update={"source": data.path}),
         eval=EvalConfig(every_epochs=1e9),
     )
 
 
 PRESETS: dict[Any, dict[str, Any]] = {
-    "smoke": {"steps": 30, "crops": 8},
-    "short": {"steps": 1000},
+    "smoke": {"steps": 30, "crops": 8, "warmup_steps": 3},
+    "short": {"steps": 1000, "warmup_steps": 100},
     "paper": {},
 }
 TASK = BenchTask(

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from mcbeit.data import open_loader
 from mcbeit.detection.coco import CocoSource
 from mcbeit.detection.coco_results import CocoResults
 from mcbeit.detection.coco_scores import Backend, Kind, Scores, require, score
@@ -149,11 +150,10 @@ class _Images(Dataset[tuple[int, Tensor | None]]):
 def _batches(
     source: CocoSource, images: Int64[np.ndarray, " asked"], size: int, num_workers: int, batch_size: int
 ) -> Iterator[Sequence[tuple[int, UInt8[Tensor, "3 size size"] | None]]]:
-    yield from DataLoader(
+    yield from open_loader(
         _Images(source, size),
         batch_size=batch_size,
         sampler=[int(image) for image in images],
         num_workers=num_workers,
         collate_fn=list,
-        generator=torch.Generator(),  # the global one belongs to the training
     )

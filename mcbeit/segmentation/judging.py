@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mcbeit.augment import normalise
+from mcbeit.data import open_loader
 from mcbeit.device import Precision
 from mcbeit.epochs import BY_TEST
 from mcbeit.errors import DataError, ImageError
@@ -19,7 +20,7 @@ from mcbeit.segmentation.overlap import NUM_AREAS, Overlap, areas, overlap
 from mcbeit.segmentation.scene_crops import SceneConfig, read_scene, scaled_pixels
 from mcbeit.segmentation.scenes import SceneSource
 from mcbeit.segmentation.segmenter import Segmenter
-from mcbeit.segmentation.sliding import best_class, scaled, slide
+from mcbeit.segmentation.sliding import best_class, slide
 
 UNREADABLE = -1  # in place of every area of an image
 
@@ -129,12 +130,12 @@ def _areas_of(
             yield None
             continue
         pixels, labels = scene
-        found = segment(model, pixels, scenes, preprocess, windows, precision)
+        found = find_classes(model, pixels, scenes, preprocess, windows, precision)
         yield areas(found.cpu().numpy(), labels, source.num_classes)
 
 
 @torch.no_grad()
-def segment(
+def find_classes(
     model: Segmenter,
     pixels: UInt8[np.ndarray, "height width 3"],
     scenes: SceneConfig,
@@ -160,17 +161,9 @@ def segment(
         return found.flip(-1) if mirrored else found
 
     sides = (False, True) if windows.flip else (False,)
-    looks = [(factor, mirrored) for factor in windows.scales for mirrored in sides]
-    if len(looks) == 1:
-        ((factor, mirrored),) = looks
-        found = best_class(look(factor, mirrored=mirrored), height, width)
-    else:
-        total = torch.zeros((), device=device)
-        for factor, mirrored in looks:
-            total = total + scaled(look(factor, mirrored=mirrored), height, width).softmax(dim=0)
-        found = total.argmax(dim=0)
+    looks = [look(factor, mirrored=mirrored) for factor in windows.scales for mirrored in sides]
     model.train(was_training)
-    return found
+    return best_class(looks, height, width)
 
 
 class _Scenes(Dataset[tuple[Tensor, Tensor] | None]):
@@ -194,12 +187,7 @@ def open_scenes_ahead(
     source: SceneSource, images: Int64[np.ndarray, " asked"], num_workers: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]] | None]:
     """Images with label maps in the order asked for, read ahead by processes; None where one cannot be read."""
-    loader = DataLoader(
-        _Scenes(source),
-        batch_size=None,
-        sampler=[int(image) for image in images],
-        num_workers=num_workers,
-        generator=torch.Generator(),  # the global one belongs to the training
-    )
+    sampler = [int(image) for image in images]
+    loader = open_loader(_Scenes(source), batch_size=None, sampler=sampler, num_workers=num_workers)
     for scene in loader:
         yield None if scene is None else (scene[0].numpy(), scene[1].numpy())

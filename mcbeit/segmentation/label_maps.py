@@ -8,9 +8,10 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from mcbeit.errors import ImageError
+from mcbeit.preprocess import no_warnings
 
 IGNORED: Final = 255  # the value of pixels that count for nothing
-MODES = ("L", "P", "1", "I;16", "I")  # whose pixels are one number each
+MODES = ("L", "P", "1", "I;16", "I;16B", "I")  # whose pixels are one number each
 
 
 def read_label_map(data: bytes, *, num_classes: int, zero_is_ignored: bool) -> UInt8[np.ndarray, "height width"]:
@@ -24,8 +25,8 @@ def read_label_map(data: bytes, *, num_classes: int, zero_is_ignored: bool) -> U
     if zero_is_ignored:
         is_ignored |= values == 0
         values = values - 1  # signed: nothing wraps around
-    if (is_wrong := ~is_ignored & (values >= num_classes)).any():
-        found, first = int(values[is_wrong].max()) + zero_is_ignored, int(zero_is_ignored)
+    if (is_wrong := ~is_ignored & ((values < 0) | (values >= num_classes))).any():
+        found, first = int(values[is_wrong][0]) + zero_is_ignored, int(zero_is_ignored)
         raise ImageError(
             f"its label map has the value {found}, but the {num_classes} classes are {first} to "
             f"{num_classes - 1 + first}, and {IGNORED}{' and 0 are' if zero_is_ignored else ' is'} ignored"
@@ -36,13 +37,14 @@ def read_label_map(data: bytes, *, num_classes: int, zero_is_ignored: bool) -> U
 def _values(data: bytes) -> Int[np.ndarray, "height width"]:
     """The numbers of the file; indices of a palette are numbers."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with no_warnings(), Image.open(io.BytesIO(data)) as image:
             if image.mode not in MODES:
                 raise ImageError(
-                    f"its label map has colours (mode {image.mode}); the value of a pixel must be its class: convert it"
+                    f"its label map has pixels of the mode {image.mode}, but the value of a pixel must be its class: "
+                    f"one whole number each ({', '.join(MODES)}); convert it"
                 )
             return np.asarray(image).astype(np.int32)
     except ImageError:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(f"its label map cannot be decoded: {' '.join(str(error).split())}") from error
+    except Exception as error:  # Pillow's decoders have no class of their own for files that are broken
+        raise ImageError(f"its label map cannot be decoded ({type(error).__name__})") from error

@@ -14,11 +14,11 @@ from mcbeit.config import read_values, validate
 from mcbeit.errors import WeightsError
 from mcbeit.preprocess import Preprocess
 from mcbeit.segmentation.segmenter import Segmenter, default_taps
-from mcbeit.segmentation.setup import HeadConfig
+from mcbeit.segmentation.setup import HeadConfig, SegmentationConfig
 from mcbeit.vit import VisionTransformer
 from mcbeit.weight_account import Account, some
 from mcbeit.weight_files import StoredWeights, open_weights, run_of
-from mcbeit.weights import DENSE_PART, fit_backbone, weights_of
+from mcbeit.weights import DENSE_PART, fit_backbone, hollow_backbone, weights_of
 
 SCORES = "decode_head.conv_seg.weight"
 BATCHES = "num_batches_tracked"  # of batch norms: not needed to use them, and old files have none
@@ -30,6 +30,7 @@ class LoadedSegmenter(NamedTuple):
     model: Segmenter
     image_size: int  # pixels, of its windows
     preprocess: Preprocess | None  # None: the file does not tell
+    config: SegmentationConfig | None  # of its run; None: it is no run of ours
     account: Account
 
 
@@ -46,7 +47,9 @@ def load_segmenter(source: str | Path) -> LoadedSegmenter:
     if SCORES not in heads:
         raise WeightsError(f"'{source}' is no segmenter: it has no '{SCORES}'; it holds {some(stored.tensors)}")
     state, account = fit_backbone(weights, weights.model, weights.image_size)
-    model = _hollow(stored, weights.model.shape[1], VisionTransformer(weights.model, image_size=weights.image_size))
+    config = _config_of(stored)
+    taps = default_taps(weights.model.shape[1]) if config is None else config.taps
+    model = _hollow(stored, taps, hollow_backbone(weights.model, weights.image_size, weights.channels))
     found = {f"backbone.{name}": value for name, value in state.items()}
     wanted = model.state_dict()
     for name, key in heads.items():
@@ -56,33 +59,32 @@ def load_segmenter(source: str | Path) -> LoadedSegmenter:
             account.entries.pop(key)
             account.note(key, "loaded")
     _check(found, wanted, account, str(source))
-    model.load_state_dict(found, strict=False)
-    return LoadedSegmenter(model.eval(), weights.image_size, weights.preprocess, account)
+    counts = {name: torch.zeros_like(value, device="cpu") for name, value in wanted.items() if name.endswith(BATCHES)}
+    model.load_state_dict({**counts, **found}, assign=True)
+    return LoadedSegmenter(model.eval(), weights.image_size, weights.preprocess, config, account)
 
 
-def _hollow(stored: StoredWeights, depth: int, backbone: VisionTransformer) -> Segmenter:
-    """A segmenter of the shape of the tensors."""
+def _hollow(stored: StoredWeights, taps: tuple[int, ...], backbone: VisionTransformer) -> Segmenter:
+    """A segmenter of the shape of the tensors, without numbers."""
     scores = stored.tensors[stored.names()[SCORES]]
     auxiliary = stored.names().get("auxiliary_head.conv_seg.weight")
     if auxiliary is None:
         raise WeightsError(f"'{stored.origin}' lacks the auxiliary head: 'auxiliary_head.conv_seg.weight'")
-    return Segmenter(
-        backbone,
-        len(scores),
-        taps=_taps(stored) or default_taps(depth),
-        channels=scores.shape[1],
-        auxiliary_channels=stored.tensors[auxiliary].shape[1],
-        auxiliary_weight=HeadConfig().auxiliary_weight,
-    )
+    with torch.device("meta"):
+        return Segmenter(
+            backbone,
+            len(scores),
+            taps=taps,
+            channels=scores.shape[1],
+            auxiliary_channels=stored.tensors[auxiliary].shape[1],
+            auxiliary_weight=HeadConfig().auxiliary_weight,
+        )
 
 
-def _taps(stored: StoredWeights) -> tuple[int, ...] | None:
-    """Those that the config of a run of ours names."""
+def _config_of(stored: StoredWeights) -> SegmentationConfig | None:
+    """The config of the run of ours that the weights lie in."""
     run = None if stored.path is None else run_of(stored.path.parent)
-    if run is None:
-        return None
-    head = validate(HeadConfig, read_values(run / "config.yaml").get("head", {}), origin=str(run))
-    return head.taps
+    return None if run is None else validate(SegmentationConfig, read_values(run / "config.yaml"), origin=str(run))
 
 
 def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], account: Account, source: str) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from mcbeit.errors import DataError, ImageError
 from mcbeit.segmentation.label_maps import IGNORED, read_label_map
 from mcbeit.sources import location
-from mcbeit.sources.files import FileSource
+from mcbeit.sources.files import FileSource, suffix_of
 from mcbeit.sources.source import SUFFIXES
 
 CLASSES_FILE = "classes.txt"
@@ -105,8 +105,7 @@ def _layout(root: Path) -> Layout:
     if (root / ADE20K_CLASSES).is_file():
         return Layout("ade20k", root, maps, _ade20k_classes(root / ADE20K_CLASSES), zero_is_ignored=True)
     if (root / CLASSES_FILE).is_file():
-        lines = (root / CLASSES_FILE).read_text(encoding="utf-8").splitlines()
-        classes = tuple(line.strip() for line in lines if line.strip())
+        classes = tuple(_lines(root / CLASSES_FILE))
         _check_classes(classes, root / CLASSES_FILE)
         return Layout("folders", root, maps, classes, zero_is_ignored=False)
     raise DataError(
@@ -117,8 +116,8 @@ def _layout(root: Path) -> Layout:
 
 def _ade20k_classes(file: Path) -> tuple[str, ...]:
     """The names of the last column, in the order of the first."""
-    header, *lines = file.read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines if line.strip()]
+    header, *lines = _lines(file) or [""]
+    rows = [line.split("\t") for line in lines]
     numbers = [row[0].strip() for row in rows]
     if numbers != [str(i + 1) for i in range(len(rows))]:
         raise DataError(
@@ -130,6 +129,15 @@ def _ade20k_classes(file: Path) -> tuple[str, ...]:
     return names
 
 
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that hold something. Raises DataError if it cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list of classes '{file}' cannot be read as UTF-8 text: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def _check_classes(classes: Sequence[str], file: Path) -> None:
     if not 2 <= len(classes) <= IGNORED:
         raise DataError(f"'{file}' names {len(classes)} classes; there must be 2 to {IGNORED}")
@@ -138,8 +146,8 @@ def _check_classes(classes: Sequence[str], file: Path) -> None:
 def _open_split(layout: Layout, split: str) -> SceneSource:
     """The pairs of a split. Raises DataError if a folder or a label map is missing."""
     images, maps = (_folder(layout, kind, split) for kind in ("images", layout.maps))
-    by_stem = {_stem(name): name for name in location.walk(str(maps)) if name.lower().endswith(MAP_SUFFIXES)}
-    names = sorted(name for name in location.walk(str(images)) if Path(name).suffix.lower() in SUFFIXES)
+    by_stem = {_stem(name): name for name in location.walk(str(maps)) if suffix_of(name) in MAP_SUFFIXES}
+    names = sorted(name for name in location.walk(str(images)) if suffix_of(name) in SUFFIXES)
     if not names:
         raise DataError(f"'{images}' holds no images; expected {EXPECTED}")
     if missing := [name for name in names if _stem(name) not in by_stem]:

@@ -1,6 +1,6 @@
 """The schedule of the published segmentation runs: counted in steps, a warm-up and a polynomial."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mcbeit.optim import Beta, OptimConfig
 
@@ -23,10 +23,18 @@ class PolynomialConfig(OptimConfig):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     clip_grad: float | None = Field(None, gt=0)
 
+    @model_validator(mode="after")
+    def _rises_before_it_ends(self) -> "PolynomialConfig":
+        if self.steps is not None and self.warmup_steps >= self.steps > 1:
+            raise ValueError(
+                f"optim.warmup_steps={self.warmup_steps} must be less than optim.steps={self.steps}; set both"
+            )
+        return self
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step, from 0."""
         left = 1 - step / self.total_steps(steps_per_epoch)
         lr = self.min_lr + (self.lr - self.min_lr) * left**self.power
-        if step >= self.warmup_steps:
+        if step >= self.warmup_steps or self.steps == 1:
             return lr
         return lr * (1 - (1 - step / self.warmup_steps) * (1 - self.warmup_ratio))

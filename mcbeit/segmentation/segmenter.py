@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from mcbeit.errors import ConfigError
 from mcbeit.segmentation.label_maps import IGNORED
 from mcbeit.segmentation.upernet import FCNHead, Map, Scores, UperHead, resized
 from mcbeit.vit import VisionTransformer
@@ -22,10 +23,10 @@ NUM_MAPS = 4
 def default_taps(depth: int) -> tuple[int, ...]:
     """The blocks, counted from 0, whose outputs are used: as published for ViT-B and ViT-L, else the ends of quarters.
 
-    Raises ValueError for fewer blocks than maps.
+    Raises ConfigError for fewer blocks than maps.
     """
     if depth < NUM_MAPS:
-        raise ValueError(f"the pyramid takes the outputs of {NUM_MAPS} blocks, but the model has {depth}")
+        raise ConfigError(f"the pyramid takes the outputs of {NUM_MAPS} blocks, but the model has {depth}")
     return PUBLISHED_TAPS.get(depth) or tuple(depth * (i + 1) // NUM_MAPS - 1 for i in range(NUM_MAPS))
 
 
@@ -72,6 +73,15 @@ class Segmenter(nn.Module):
         for unused in (backbone.mask_token, *backbone.norm.parameters(), *backbone.fc_norm.parameters()):
             unused.requires_grad_(False)
 
+    @property
+    def num_dice(self) -> int:
+        """Dice per image in training: those of drop path, and one for each channel that a head may leave out."""
+        return sum(self._dice_sizes)
+
+    @property
+    def _heads(self) -> tuple[UperHead, FCNHead]:
+        return self.decode_head, self.auxiliary_head
+
     def maps(
         self, images: Float[Tensor, "batch channel height width"], dice: Float[Tensor, "batch die"] | None = None
     ) -> list[Map]:
@@ -81,9 +91,16 @@ class Segmenter(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channel height width"], dice: Float[Tensor, "batch die"] | None = None
     ) -> tuple[Scores, Scores]:
-        """Scores of both heads in float32, each at the size of its map; `dice` are those of drop path."""
-        maps = self.maps(images, dice)
+        """Scores of both heads in float32, each at the size of its map; `dice` are needed in training."""
+        branches, *channels = (None,) * 3 if dice is None else dice.split(self._dice_sizes, dim=1)
+        for head, found in zip(self._heads, channels, strict=True):
+            head.dropout.dice = found
+        maps = self.maps(images, branches)
         return self.decode_head(maps).float(), self.auxiliary_head(maps[AUXILIARY_MAP]).float()
+
+    @property
+    def _dice_sizes(self) -> list[int]:
+        return [self.backbone.num_dice, *(head.conv_seg.in_channels for head in self._heads)]
 
     def score(self, images: Float[Tensor, "batch channel height width"]) -> Scores:
         """The class scores of every pixel, in float32."""

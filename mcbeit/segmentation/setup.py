@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,6 +22,7 @@ from mcbeit.segmentation.judging import Windows
 from mcbeit.segmentation.scene_crops import SceneConfig
 from mcbeit.segmentation.schedule import PolynomialConfig
 from mcbeit.segmentation.segmenter import Segmenter, default_taps
+from mcbeit.segmentation.sliding import check_stride
 from mcbeit.start import StartConfig, initial_weights
 from mcbeit.state import TrainingState
 from mcbeit.supervised import EvalConfig
@@ -50,9 +51,17 @@ class SceneEvalConfig(EvalConfig):
     """How test scenes are looked at."""
 
     stride: int | None = Field(None, ge=1)  # pixels from a window to the next; default: two thirds of the window
-    scales: tuple[float, ...] = Field((1.0,), min_length=1)  # of the image; of several, probabilities are averaged
+    scales: tuple[PositiveFloat, ...] = Field(
+        (1.0,), min_length=1
+    )  # of the image; of several, probabilities are averaged
     flip: bool = False  # look at the mirror image too
     batch_size: int = Field(8, ge=1)  # windows at once
+
+    def windows(self, size: int) -> Windows:
+        """The same for windows of `size` pixels. Raises ConfigError if they would leave pixels out."""
+        stride = self.stride or max(1, size * 2 // 3)
+        check_stride(stride, size, key="eval.stride")
+        return Windows(stride, self.batch_size, self.scales, self.flip)
 
 
 class SegmentationConfig(StartConfig):
@@ -75,23 +84,23 @@ class SegmentationConfig(StartConfig):
             raise ValueError(f"compute.shard={self.compute.shard} is for pretraining and finetuning; leave it out")
         return self
 
-    @model_validator(mode="after")
-    def _taps_fit(self) -> "SegmentationConfig":
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The blocks whose outputs are used. Raises ConfigError if the model does not have them."""
         depth, taps = self.model.shape[1], self.head.taps
         if taps is None:
-            default_taps(depth)
-        elif list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] != depth - 1:
-            raise ValueError(
+            return default_taps(depth)
+        if list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] != depth - 1:
+            raise ConfigError(
                 f"head.taps must ascend from 0 or more to the last block, {depth - 1}, as later blocks would learn "
                 f"nothing; found {list(taps)}"
             )
-        return self
+        return taps
 
     @property
     def windows(self) -> Windows:
-        """How test images are looked at."""
-        stride = self.eval.stride or max(1, self.preprocess.image_size * 2 // 3)
-        return Windows(stride, self.eval.batch_size, self.eval.scales, self.eval.flip)
+        """How test images are looked at. Raises ConfigError if windows would leave pixels out."""
+        return self.eval.windows(self.preprocess.image_size)
 
 
 @dataclass
@@ -111,8 +120,8 @@ class Segmentation:
 def build(config: SegmentationConfig, num_classes: int, worker: Worker | None = None) -> Segmentation:
     """Everything that a run needs, as it is before step 0."""
     group = (worker or Worker()).group
-    check_pieces(config, group)
     device = choose_device()
+    check_job(config, group, device)
     precision = choose_precision(config.compute.precision, device)
     torch.manual_seed(config.seed)
     model = synchronise_norms(make_segmenter(config, num_classes), group, device).to(device)
@@ -135,7 +144,7 @@ def make_segmenter(config: SegmentationConfig, num_classes: int) -> Segmenter:
     return Segmenter(
         backbone,
         num_classes,
-        taps=config.head.taps or default_taps(config.model.shape[1]),
+        taps=config.taps,
         channels=config.head.channels or backbone.embed_dim,
         auxiliary_channels=config.head.auxiliary_channels,
         auxiliary_weight=config.head.auxiliary_weight,
@@ -152,13 +161,17 @@ def segmenter_flops(config: SegmentationConfig, num_classes: int) -> float:
     return 3.0 * counter.get_total_flops()
 
 
-def check_pieces(config: SegmentationConfig, group: Group) -> None:
-    """Raises ConfigError if a worker would see a single image at once, of which batch norm cannot take a variance."""
-    optim = config.optim
-    if optim.batch_size // (group.size * optim.accumulate) < 2:
+def check_job(config: SegmentationConfig, group: Group, device: torch.device) -> None:
+    """Raises ConfigError for what cannot work with the model as it is known now, before anything is built.
+
+    Batch norm takes no variance of a single image; norms over all workers, which there are on GPUs, see all of theirs.
+    """
+    optim, norms_all = config.optim, device.type == "cuda" and group.size > 1
+    smallest = optim.batch_size // (group.size * optim.accumulate)
+    if smallest < (1 if norms_all else 2):
         raise ConfigError(
             f"optim.batch_size={optim.batch_size} over {group.size} workers and optim.accumulate={optim.accumulate} "
-            "leaves fewer than 2 images at once, of which batch norm cannot take a variance; accumulate less, or use "
+            f"leaves {smallest} images at once, of which batch norm cannot take a variance; accumulate less, or use "
             "fewer workers or larger batches"
         )
     if config.grid_side % 2:
@@ -166,6 +179,7 @@ def check_pieces(config: SegmentationConfig, group: Group) -> None:
             f"preprocess.image_size={config.preprocess.image_size} makes {config.grid_side} patches per side; the "
             "pyramid halves them: choose an even number"
         )
+    _ = config.taps, config.windows
 
 
 def _undecayed(config: SegmentationConfig) -> frozenset[str]:

@@ -26,12 +26,13 @@ from mcbeit.epochs import take_note
 from mcbeit.errors import RunError
 from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
+from mcbeit.parallel import share_buffers
 from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.segmentation.judging import ScoredEpoch, judge
 from mcbeit.segmentation.scene_crops import SceneDataset
 from mcbeit.segmentation.scenes import Scenes, open_scenes
 from mcbeit.segmentation.segmenter import Segmenter
-from mcbeit.segmentation.setup import Segmentation, SegmentationConfig, build, check_pieces, make_segmenter
+from mcbeit.segmentation.setup import Segmentation, SegmentationConfig, build, check_job, make_segmenter
 from mcbeit.sources import source_notes
 from mcbeit.start import check_start, with_weights
 from mcbeit.step import take_step
@@ -59,7 +60,7 @@ def _segment(config: SegmentationConfig, given: Scenes | None, *, resume: bool, 
     group.first(worker.fetch)
     config = group.each(lambda: with_weights(config))
     group.first(lambda: check_start(config))
-    check_pieces(config, group)
+    check_job(config, group, choose_device())
     scenes = given or group.each(lambda: open_scenes(_place(config)))
     per_epoch = group.each(lambda: steps_per_epoch(len(scenes.train), config.optim))
     run = group.first(lambda: open_run(config, scenes.train, resume=resume, named=worker.named))
@@ -111,7 +112,7 @@ class SegmentationJob(SupervisedJob):
             seed=config.seed,
             scenes=config.scenes,
             preprocess=config.preprocess,
-            num_dice=self.parts.model.backbone.num_dice,
+            num_dice=self.parts.model.num_dice,
         )
         return self.loader(dataset, steps)
 
@@ -129,6 +130,7 @@ class SegmentationJob(SupervisedJob):
     def judge(self, run: RunFolder, number: float) -> tuple[ScoredEpoch, bool]:
         """See `SupervisedJob`."""
         config = self.parts.config
+        share_buffers(self.parts.model, self.group, self.device)
         epoch = judge(
             self.parts.model,
             self.scenes.val,

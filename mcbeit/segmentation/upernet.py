@@ -30,12 +30,29 @@ class NormedConv(nn.Module):
         return F.relu(self.bn(self.conv(features)))
 
 
+class ChannelDropout(nn.Module):
+    """Leaves whole channels out in training, and scales the others up. `dice`, in [0, 1), decide which."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.dice: Float[Tensor, "batch channel"] | None = None
+
+    def forward(self, features: Map) -> Map:
+        if not self.training:
+            return features
+        if self.dice is None:
+            raise RuntimeError("dropout needs dice in training; give them to Segmenter.forward")
+        kept = (self.dice >= self.rate).to(features.dtype) / (1 - self.rate)
+        return features * kept[:, :, None, None]
+
+
 class Scorer(nn.Module):
     """The last layer of a head."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout2d(DROPOUT)
+        self.dropout = ChannelDropout(DROPOUT)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
         assert self.conv_seg.bias is not None

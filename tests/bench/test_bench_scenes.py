@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from measured_scenes import model_of, settings
 from PIL import Image
 from scenes import CLASSES, write_ade20k
+from serving import serving
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.result import read_results
@@ -22,7 +23,9 @@ from mcbeit.bench.tasks.scene_windows import FrozenEncoder, SceneTaskConfig, pat
 from mcbeit.bench.tasks.task import Outcome
 from mcbeit.cli.main import cli
 from mcbeit.config import validate
-from mcbeit.errors import BenchError
+from mcbeit.encoder import load_encoder
+from mcbeit.errors import BenchError, ConfigError, DataError
+from mcbeit.export import ExportConfig, export_model
 from mcbeit.fake_encoder import FakeEncoder
 from mcbeit.segmentation.judging import UNREADABLE
 from mcbeit.segmentation.label_maps import IGNORED
@@ -100,7 +103,7 @@ def test_class_colours__differ() -> None:
 
 
 def test_linear__learns_from_frozen_features(weights: Path, ade: Path, tmp_path: Path) -> None:
-    chosen = {"steps": 80, "crops": 4, "lr": 1e-2, "short_side": 40, "max_class_share": 1.0}
+    chosen = {"steps": 80, "warmup_steps": 8, "crops": 4, "lr": 1e-2, "short_side": 40, "max_class_share": 1.0}
     found = measure(segmentation_linear, weights, ade, tmp_path, **chosen)
     assert found.primary == "miou"
     assert found.metrics["pixel accuracy"].value > 0.7
@@ -138,7 +141,60 @@ def test_knn__refuses_images_without_a_label(weights: Path, tmp_path: Path) -> N
         measure(segmentation_knn, weights, root, tmp_path)
 
 
+def test_frozen_tasks__refuse_what_gives_no_number(weights: Path, ade: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stride=33 is more than a window, 32 pixels"):
+        measure(segmentation_knn, weights, ade, tmp_path, stride=33)
+    with pytest.raises(ConfigError, match=r"warmup_steps=1500 must be less than steps=80; set both"):
+        measure(segmentation_linear, weights, ade, tmp_path, steps=80)
+    with pytest.raises(ConfigError, match=r"scale must be ordered and positive"):
+        measure(segmentation_linear, weights, ade, tmp_path, scale=[2.0, 0.5])
+    with pytest.raises(BenchError, match=r"segmentation-linear.crops=16, but scenes has only 10 training images"):
+        measure(segmentation_linear, weights, ade, tmp_path)
+    many = save_backbone(tmp_path / "many.pth", backbone(depth=4, channels=5))
+    with pytest.raises(BenchError, match=r"scenes are images of colours, but '.*' sees 5 channels"):
+        FrozenEncoder(load_encoder(many), SceneTaskConfig())
+
+
+@pytest.mark.parametrize("spoil", ["files", "labels"])
+def test_knn__refuses_test_scenes_of_which_none_counts(spoil: str, weights: Path, tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ade", train=2, val=2)
+    for path in (root / "images" / "validation").iterdir():
+        if spoil == "files":
+            path.write_bytes(b"no image")
+    for path in (root / "annotations" / "validation").iterdir():
+        if spoil == "labels":
+            Image.new("L", (48, 40), 0).save(path)
+    with pytest.raises(DataError, match=r"none of the 2 test images, such as .* can be read and has a labelled pixel"):
+        measure(segmentation_knn, weights, root, tmp_path)
+
+
+def test_frozen_tasks__give_the_same_of_weights_of_a_graph_and_of_a_service(
+    weights: Path, ade: Path, tmp_path: Path
+) -> None:
+    graph = tmp_path / "graph"
+    export_model(weights, graph, validate(ExportConfig, {"num_images": 8, "measure_speed": False}))
+    chosen = {"steps": 20, "warmup_steps": 2, "crops": 4, "lr": 1e-2, "short_side": 40}
+    with serving(models=(str(graph),)) as service:
+        sources = [weights, graph, str(service.base_url)]
+        linear = [measure(segmentation_linear, one, ade, tmp_path / "linear", **chosen) for one in sources]
+        knn = [measure(segmentation_knn, one, ade, tmp_path / "knn", k=5, short_side=40) for one in sources]
+    for found in (linear, knn):
+        values = [one.metrics["miou"].value for one in found]
+        assert values[1:] == pytest.approx([values[0]] * 2, abs=2e-3)
+
+
 # all weights
+
+
+def test_segmentation__takes_recipes_of_another_depth(weights: Path, ade: Path, tmp_path: Path) -> None:
+    model, data = model_of(weights, tmp_path), BenchData("scenes", str(ade)).taken_for("scenes")
+    for recipe in ("ade20k-upernet-base", "ade20k-upernet-large", "segmentation-demo"):
+        config = validate(segmentation.SegmentationTaskConfig, {"recipe": recipe})
+        job = segmentation.make_job(model, data, config)
+        assert (job.model.shape[1], job.taps) == (4, (0, 1, 2, 3))
+    named = validate(segmentation.SegmentationTaskConfig, {"head": {"taps": [0, 1, 1, 3]}})
+    with pytest.raises(ConfigError, match=r"head.taps must ascend"):
+        segmentation.run(model, data, named)
 
 
 def test_segmentation__trains_upernet_in_a_run_that_goes_on(weights: Path, ade: Path, tmp_path: Path) -> None:

@@ -44,10 +44,18 @@ def test_read_label_map__names_a_value_that_is_no_class() -> None:
         read_label_map(png([[0, 4]]), num_classes=3, zero_is_ignored=True)
 
 
+@pytest.mark.parametrize("zero_is_ignored", [False, True])
+def test_read_label_map__does_not_let_negative_values_wrap_around(zero_is_ignored: bool) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[1, 2], [-1, -2]], np.int32)).save(file, "TIFF")
+    with pytest.raises(ImageError, match=r"has the value -1, but the 3 classes are"):
+        read_label_map(file.getvalue(), num_classes=3, zero_is_ignored=zero_is_ignored)
+
+
 def test_read_label_map__refuses_colours_and_what_is_no_image() -> None:
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, "PNG")
-    with pytest.raises(ImageError, match=r"has colours \(mode RGB\)"):
+    with pytest.raises(ImageError, match=r"has pixels of the mode RGB, but the value of a pixel must be its class"):
         read_label_map(file.getvalue(), num_classes=3, zero_is_ignored=False)
     for data in (b"", b"not an image", png([[1] * 40] * 40)[:60]):
         with pytest.raises(ImageError, match="label map cannot be decoded"):

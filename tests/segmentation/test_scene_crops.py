@@ -62,7 +62,7 @@ def test_random_crop__draws_again_while_one_class_fills_it() -> None:
     assert shares[0.75] < 0.8 < 0.85 < shares[1.0]
 
 
-def test_random_crop__smaller_images_stay_whole_and_are_padded() -> None:
+def test_random_crop__smaller_images_stay_whole() -> None:
     config = SceneConfig(long_side=20, short_side=20, scale=(1.0, 1.0), max_class_share=1.0)
     pixels, labels = np.full((10, 20, 3), 255, np.uint8), np.zeros((10, 20), np.uint8)
     image, map_ = random_crop(pixels, labels, 32, config, np.random.default_rng(0))

@@ -75,6 +75,22 @@ def test_open_scenes__needs_classes_in_order(ade20k: Path) -> None:
         open_scenes(ade20k)
 
 
+def test_open_scenes__refuses_lists_of_classes_that_are_none(ade20k: Path) -> None:
+    (ade20k / "objectInfo150.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"objectInfo150.txt' names 0 classes; there must be 2 to 255"):
+        open_scenes(ade20k)
+    (ade20k / "objectInfo150.txt").write_bytes("Idx\tName\n1\tcaf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"cannot be read as UTF-8 text"):
+        open_scenes(ade20k)
+
+
+def test_open_scenes__passes_over_hidden_files(ade20k: Path) -> None:
+    for folder in ("images/training", "annotations/training"):
+        (ade20k / folder / "._ADE_train_00000001.jpg").write_bytes(b"of a Mac")
+        (ade20k / folder / "._ADE_train_00000001.png").write_bytes(b"of a Mac")
+    assert len(open_scenes(ade20k).train) == 8
+
+
 def test_open_scenes__names_an_image_without_label_map(ade20k: Path) -> None:
     (ade20k / "annotations" / "training" / "ADE_train_00000003.png").unlink()
     message = r"1 of the 8 images in .*training' have no label map .*'ADE_train_00000003.jpg', for which 'ADE_train_"

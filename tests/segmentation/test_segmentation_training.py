@@ -1,6 +1,7 @@
 """The segmentation job on tiny runs: it learns, judges, resumes to the bit, and refuses what cannot work."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import load
 from mcbeit.device import PRECISIONS
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError, WeightsError
+from mcbeit.group import ALONE
 from mcbeit.jobs import cost_lines, load_job
 from mcbeit.relative_position import resize_table
-from mcbeit.segmentation.judging import UNREADABLE, Windows
-from mcbeit.segmentation.judging import segment as find_classes
+from mcbeit.segmentation.judging import UNREADABLE, Windows, find_classes, judge
+from mcbeit.segmentation.loading import load_segmenter
 from mcbeit.segmentation.memory import step_memory
 from mcbeit.segmentation.overlap import overlap
 from mcbeit.segmentation.scene_crops import read_scene
@@ -179,9 +181,8 @@ def test_groups__of_the_official_rule_decay_the_cls_token_and_leave_heads_at_ful
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": {"taps": [0, 1, 1, 3]}}, "must ascend from 0 or more to the last block, 3"),
-        ({"head": {"taps": [0, 1, 2, 2]}}, "must ascend"),
-        ({"model": {"dim": 32, "depth": 3, "num_heads": 2}}, "takes the outputs of 4 blocks, but the model has 3"),
+        ({"optim": {"steps": 1000}}, "optim.warmup_steps=1500 must be less than optim.steps=1000; set both"),
+        ({"eval": {"scales": [0.5, 0.0]}}, "eval.scales"),
         ({"data": {"channels": 4, "source": "x"}}, "segmentation is for images of colours; data.channels is 4"),
         ({"data": {"source": ["a", "b"]}}, "data.source is one folder"),
         ({"compute": {"shard": "fsdp"}}, "compute.shard=fsdp is for pretraining and finetuning"),
@@ -198,10 +199,14 @@ def test_config__refuses_what_cannot_work(ade: Path, tmp_path: Path, changes: di
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim": {"batch_size": 4, "accumulate": 4}}, "leaves fewer than 2 images at once"),
+        ({"optim": {"steps": 1, "batch_size": 4, "accumulate": 4}}, "leaves 1 images at once, of which batch norm"),
+        ({"head": {"taps": [0, 1, 1, 3]}}, "must ascend from 0 or more to the last block, 3"),
+        ({"head": {"taps": [0, 1, 2, 2]}}, "must ascend"),
+        ({"model": {"dim": 32, "depth": 3, "num_heads": 2, "patch_size": 4}}, "takes the outputs of 4 blocks, but"),
+        ({"eval": {"stride": 33}}, "eval.stride=33 is more than a window, 32 pixels: pixels between windows have no"),
         ({"preprocess": {"image_size": 36}}, "makes 9 patches per side; the pyramid halves them"),
         ({"preprocess": {"image_size": 30}}, "must be a multiple of model.patch_size=4"),
-        ({"optim": {"batch_size": 9}}, "needs 9 images per step, but the source has 8"),
+        ({"optim": {"steps": 1, "batch_size": 9}}, "needs 9 images per step, but the source has 8"),
         ({"init": None}, "init is not set"),
         ({"data": {"num_workers": 0}}, "data.source is not set"),
     ],
@@ -213,17 +218,46 @@ def test_segment__refuses_what_cannot_work(ade: Path, tmp_path: Path, changes: d
     assert not (tmp_path / "run").exists()
 
 
-def _of_a_group(worker: Worker, source: str, run: str) -> dict[str, Any]:
-    return segment(segmentation_config(Path(source), Path(run), optim={"steps": 2, "batch_size": 8}), worker=worker)
+def _of_a_group(worker: Worker, source: str, run: str, **changes: Any) -> dict[str, Any]:
+    optim = {"steps": 4, "batch_size": 5, "warmup_steps": 1, "accumulate": 1}  # shares of 3 and of 2
+    config = segmentation_config(Path(source), Path(run), **{"optim": optim, **OFTEN, **changes})
+    return segment(config, resume=True, worker=worker)
 
 
-def test_segment__of_two_workers_judges_all_scenes_once(ade: Path, tmp_path: Path) -> None:
-    one, two = run_ranks(2, _of_a_group, str(ade), str(tmp_path / "two"))
+def _stopped_in_a_group(worker: Worker, source: str, run: str) -> str:
+    try:
+        _of_a_group(replace(worker, stop=stopped_after(2).stop), source, run)
+    except Interrupted as error:
+        return str(error)
+    return ""
+
+
+def test_segment__of_two_workers_judges_all_scenes_once_and_resumes_to_the_bit(ade: Path, tmp_path: Path) -> None:
+    one, two = run_ranks(2, _of_a_group, str(ade), str(tmp_path / "whole"))
+    assert not isinstance(one, Exception), one
     assert one == two
-    areas = read_kept_areas(tmp_path / "two", "last")
+    areas = read_kept_areas(tmp_path / "whole", "last")
     labels = [open_scenes(ade).val.labels_of(i) for i in range(3)]
-    there = [[int((one == c).sum()) for c in range(3)] for one in labels]
-    assert areas[:, 2].tolist() == there
+    assert areas[:, 2].tolist() == [[int((map_ == c).sum()) for c in range(3)] for map_ in labels]
+    stopped = run_ranks(2, _stopped_in_a_group, str(ade), str(tmp_path / "parts"))
+    assert all("stopped after 2 steps" in text for text in stopped)
+    run_ranks(2, _of_a_group, str(ade), str(tmp_path / "parts"))
+    first, second = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    loaded = load_segmenter(tmp_path / "whole")  # the model that is kept is the one that was judged
+    config = segmentation_config(ade, tmp_path / "whole")
+    again = judge(
+        loaded.model,
+        open_scenes(ade).val,
+        config.scenes,
+        config.preprocess,
+        config.windows,
+        PRECISIONS["fp32"],
+        number=0.0,
+        group=ALONE,
+        num_workers=0,
+    )
+    assert again.areas.tolist() == areas.tolist()
 
 
 def test_preset__costs_what_the_published_model_costs() -> None:
@@ -245,7 +279,7 @@ def test_step_memory__is_what_the_graph_keeps_of_each_image(ade: Path, tmp_path:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scores = model(torch.randn(4, 3, 32, 32), torch.rand(4, model.backbone.num_dice))
+        scores = model(torch.randn(4, 3, 32, 32), torch.rand(4, model.num_dice))
         model.loss(scores, torch.zeros(4, 32, 32, dtype=torch.int64))
     real = sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own) / 4
     assert 0.6 * real < found.per_image < 1.2 * real  # on a CPU attention may keep other things

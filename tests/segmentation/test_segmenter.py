@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcbeit.errors import ConfigError
 from mcbeit.segmentation.label_maps import IGNORED
 from mcbeit.segmentation.segmenter import Pyramid, Segmenter, default_taps, pixel_loss
-from mcbeit.segmentation.upernet import FCNHead, UperHead
+from mcbeit.segmentation.upernet import ChannelDropout, FCNHead, UperHead
 from mcbeit.vit import ModelConfig, VisionTransformer
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
@@ -55,7 +56,7 @@ def test_heads__equal_those_of_transformers(kind: str, training: bool) -> None:
     theirs.train(training)
     for head in (ours, theirs):
         for module in head.modules():
-            if isinstance(module, nn.Dropout2d):
+            if isinstance(module, nn.Dropout2d | ChannelDropout):
                 module.eval()  # transformers has none
     found = ours(maps()) if kind == "uper" else ours(maps()[2])
     torch.testing.assert_close(found, theirs(maps()), rtol=1e-4, atol=1e-5)
@@ -95,7 +96,7 @@ def test_default_taps(depth: int, taps: tuple[int, ...]) -> None:
 
 
 def test_default_taps__needs_four_blocks() -> None:
-    with pytest.raises(ValueError, match="takes the outputs of 4 blocks, but the model has 3"):
+    with pytest.raises(ConfigError, match="takes the outputs of 4 blocks, but the model has 3"):
         default_taps(3)
 
 
@@ -135,13 +136,26 @@ def test_backbone__maps_are_the_raw_outputs_of_blocks_in_their_places() -> None:
 
 def test_segmenter__scores_every_pixel_and_all_of_it_learns() -> None:
     model = segmenter()
-    images, dice = torch.randn(2, 3, 32, 32), torch.rand(2, model.backbone.num_dice)
+    images, dice = torch.randn(2, 3, 32, 32), torch.rand(2, model.num_dice)
     main, auxiliary = model(images, dice)
     assert (main.shape, auxiliary.shape) == ((2, 5, 32, 32), (2, 5, 8, 8))
     model.loss((main, auxiliary), torch.randint(0, 5, (2, 32, 32))).backward()
     unmoved = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     assert unmoved == []
     assert model.eval().score(images).shape == (2, 5, 32, 32)
+
+
+def test_dropout__leaves_out_the_channels_that_the_dice_say() -> None:
+    dropout, features = ChannelDropout(0.5), torch.ones(2, 3, 4, 4)
+    dropout.dice = torch.tensor([[0.4, 0.5, 0.9], [0.1, 0.2, 0.3]])
+    assert dropout(features)[:, :, 0, 0].tolist() == [[0.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+    assert torch.equal(dropout.eval()(features), features)
+    model = segmenter().train()
+    images, dice = torch.randn(2, 3, 32, 32), torch.rand(2, model.num_dice)
+    one, two = model(images, dice), model(images, dice)
+    assert torch.equal(one[0], two[0])  # nothing else is drawn
+    with pytest.raises(RuntimeError, match="needs dice in training"):
+        model(images)
 
 
 def test_pixel_loss__divides_by_all_pixels_as_published() -> None:

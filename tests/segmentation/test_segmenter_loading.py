@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measured_scenes import model_of, settings
+from measured_scenes import model_of
 from official import Shape, official_state, save
 from scenes import segmentation_config, write_ade20k
 from torch import Tensor
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.tasks import segmentation
+from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.config import validate
 from mcbeit.encoder import load_encoder
 from mcbeit.errors import BenchError, WeightsError
@@ -68,8 +69,6 @@ def test_load_segmenter__of_a_run_is_what_was_trained(tmp_path: Path) -> None:
     assert loaded.preprocess is not None
     assert loaded.image_size == 32
     images = torch.randn(2, 3, 32, 32)
-    from mcbeit.checkpoint import CheckpointFolder
-
     stored = CheckpointFolder(tmp_path / "run" / "checkpoints").newest()
     assert stored is not None
     for name, value in loaded.model.state_dict().items():
@@ -113,16 +112,25 @@ def test_read_weights__of_a_segmenter_is_its_backbone(tmp_path: Path) -> None:
     assert np.isfinite(vectors).all()
 
 
-def test_bench__only_measures_a_segmenter(tmp_path: Path) -> None:
+def test_bench__only_measures_a_segmenter_on_images_of_its_own_size(tmp_path: Path) -> None:
     ade = write_ade20k(tmp_path / "ade")
-    optim = {"steps": 4, "batch_size": 4, "warmup_steps": 1}
-    summary = segment(segmentation_config(ade, tmp_path / "run", optim=optim))
+    optim = {"steps": 60, "batch_size": 4, "warmup_steps": 5, "lr": 3e-3}
+    summary = segment(segmentation_config(ade, tmp_path / "run", optim=optim, eval={"every_epochs": 1000}))
     data = BenchData("scenes", str(ade)).taken_for("scenes")
-    config = validate(segmentation.SegmentationTaskConfig, {**settings(), "compute": {"precision": "fp32"}})
-    found = segmentation.run(model_of(tmp_path / "run", tmp_path), data, config)
-    assert found.metrics["miou"].value == pytest.approx(summary["mean_iou"], abs=1e-6)
+
+    def measure(source: Path, **chosen: Any) -> Any:
+        config = validate(segmentation.SegmentationTaskConfig, {"compute": {"precision": "fp32"}, **chosen})
+        return segmentation.run(model_of(source, tmp_path), data, config)
+
+    found = measure(tmp_path / "run")
+    assert found.metrics["miou"].value == pytest.approx(summary["mean_iou"], abs=1e-9)
     assert found.remarks[0].startswith("a trained segmenter, only measured: ")
+    assert found.remarks[1] == "images of short side 40, long side at most 160; windows of 32, stride 21, single scale"
+    other = measure(tmp_path / "run", scenes={"short_side": 64, "long_side": 256}, eval={"flip": True})
+    assert other.remarks[1].startswith("images of short side 64, long side at most 256; windows of 32")
+    assert other.metrics["miou"].value != found.metrics["miou"].value
     assert not (tmp_path / "runs").exists()
-    other = save(checkpoint(official_segmenter(5)), tmp_path / "five.pth")
+    official = measure(save(checkpoint(official_segmenter()), tmp_path / "three.pth"))
+    assert official.remarks[1].startswith("images of short side 32, long side at most 128; windows of 32")
     with pytest.raises(BenchError, match="is a segmenter of 5 classes, but scenes has 3"):
-        segmentation.run(model_of(other, tmp_path), data, config)
+        measure(save(checkpoint(official_segmenter(5)), tmp_path / "five.pth"))

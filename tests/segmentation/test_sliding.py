@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mcbeit.segmentation.sliding as module
-from mcbeit.segmentation.sliding import best_class, slide, starts
+from mcbeit.errors import ConfigError
+from mcbeit.segmentation.sliding import best_class, check_stride, slide, starts
 
 SIZE, STRIDE = 16, 10
 
@@ -78,6 +79,24 @@ def test_slide__pads_an_image_that_is_smaller_than_a_window() -> None:
 def test_best_class__is_the_argmax_of_scaled_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(7, 12, 9, generator=torch.Generator().manual_seed(2))
     expected = F.interpolate(scores[None], size=(40, 31), mode="bilinear")[0].argmax(dim=0)
-    assert torch.equal(best_class(scores, 40, 31), expected)
-    monkeypatch.setattr(module, "MAX_SCORES", 3 * 40 * 31)  # three classes at once
-    assert torch.equal(best_class(scores, 40, 31), expected)
+    assert torch.equal(best_class([scores], 40, 31), expected)
+    monkeypatch.setattr(module, "MAX_SCORES", 7 * 31 * 3)  # three rows at once
+    assert torch.equal(best_class([scores], 40, 31), expected)
+    assert torch.equal(
+        best_class([scores], 5, 31), F.interpolate(scores[None], size=(5, 31), mode="bilinear")[0].argmax(0)
+    )
+
+
+def test_best_class__of_several_looks_is_that_of_the_mean_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [torch.randn(4, *size, generator=torch.Generator().manual_seed(3)) * 3 for size in ((8, 9), (16, 12))]
+    wide = [F.interpolate(one[None], size=(20, 22), mode="bilinear")[0].softmax(dim=0) for one in looks]
+    expected = torch.stack(wide).mean(dim=0).argmax(dim=0)
+    monkeypatch.setattr(module, "MAX_SCORES", 4 * 22 * 6)
+    assert torch.equal(best_class(looks, 20, 22), expected)
+    assert not torch.equal(expected, torch.stack([w.log() for w in wide]).mean(dim=0).argmax(dim=0))
+
+
+def test_check_stride__refuses_gaps_between_windows() -> None:
+    check_stride(16, 16, key="eval.stride")
+    with pytest.raises(ConfigError, match=r"eval.stride=17 is more than a window, 16 pixels"):
+        check_stride(17, 16, key="eval.stride")
