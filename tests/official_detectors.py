@@ -33,10 +33,10 @@ NAMES = (  # ours -> theirs
 )
 
 
-def small_detector(*, depth: int = 8, **options: Any) -> MaskRCNN:
+def small_detector(*, depth: int = 8, window: int = WINDOW, **options: Any) -> MaskRCNN:
     """Patches of 16 px in 128 px, windows of 4 x 4 of them; no number is zero or one. `options` are of the backbone."""
     config = ModelConfig(dim=32, depth=depth, num_heads=2, patch_size=PATCH, **options)
-    backbone = WindowedBackbone(config, image_size=GRID * PATCH, window=WINDOW)
+    backbone = WindowedBackbone(config, image_size=GRID * PATCH, window=window)
     heads = DetectorConfig(channels=CHANNELS, head_dim=24, score_threshold=0.05)
     model = MaskRCNN(backbone, CLASSES, heads, preprocess=Preprocess())
     scramble(model)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mcbeit.config import validate
@@ -28,10 +29,14 @@ class DetectorShape(NamedTuple):
     num_classes: int
     detector: DetectorConfig
 
-    def build(self, preprocess: Preprocess | None) -> MaskRCNN:
-        """It, with random numbers. Raises ConfigError if there is no such detector."""
-        backbone = WindowedBackbone(self.model, image_size=self.image_size, window=self.window)
-        return MaskRCNN(backbone, self.num_classes, self.detector, preprocess=preprocess)
+    def hollow(self, preprocess: Preprocess | None) -> MaskRCNN:
+        """It without numbers, on meta: drawing them, only to replace them, takes many seconds.
+
+        Raises ConfigError if there is no such detector.
+        """
+        with torch.device("meta"):
+            backbone = WindowedBackbone(self.model, image_size=self.image_size, window=self.window)
+            return MaskRCNN(backbone, self.num_classes, self.detector, preprocess=preprocess)
 
 
 def infer_detector(tensors: Mapping[str, Tensor], origin: str, name_in_file: Callable[[str], str]) -> DetectorShape:

@@ -19,6 +19,7 @@ from mcbeit.detection.detector_shape import WINDOWED, DetectorShape, infer_detec
 from mcbeit.detection.mask_rcnn import MaskRCNN
 from mcbeit.detection.official_layout import check_buffers, is_official, official_name, to_ours
 from mcbeit.detection.setup import DetectionConfig
+from mcbeit.detection.windowed import WindowAttention
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.preprocess import Preprocess
 from mcbeit.weight_account import Account, some
@@ -64,7 +65,7 @@ def load_detector(source: str | Path) -> LoadedDetector:
     try:
         shape = _shape(stored, tensors, name_in_file)
         preprocess = preprocess and preprocess.model_copy(update={"image_size": shape.image_size})
-        model = shape.build(preprocess)
+        model = shape.hollow(preprocess)
     except ConfigError as error:
         raise WeightsError(f"'{stored.origin}' is no detector that can be built: {error}") from error
     if theirs:
@@ -94,7 +95,7 @@ def _fill(
     account: Account,
     name_in_file: Callable[[str], str],
 ) -> None:
-    """Give the model the tensors, in float32. Raises WeightsError if they are not those that it has."""
+    """Give a hollow model the tensors, in float32. Raises WeightsError if they are not those that it has."""
     wanted = model.state_dict()
     if WINDOWED in tensors and WINDOWED not in wanted:
         account.note(keys.pop(WINDOWED), "ignored", "bias table of windows, where every block attends to all patches")
@@ -114,4 +115,9 @@ def _fill(
     for name in tensors:
         account.note(keys[name], *(("loaded", "") if name.endswith(BATCHES) else casting(tensors[name])))
     account.check_complete()
-    model.load_state_dict(tensors, strict=False)
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if isinstance(module, WindowAttention):
+            module.reset_padding()
+    counters = {name: torch.zeros(()) for name in wanted if name.endswith(BATCHES)}
+    model.load_state_dict({**counters, **tensors})

@@ -176,6 +176,15 @@ def test_load_detector__in_half_precision_with_anchors_of_older_versions(
     assert {value.dtype for value in found.model.parameters()} == {torch.float32}
 
 
+def test_load_detector__with_windows_that_do_not_fit_and_without_counters_of_batches(tmp_path: Path) -> None:
+    model = small_detector(window=3)
+    state = {name: value for name, value in official_state_of(model).items() if "num_batches" not in name}
+    found = load_detector(save({"model": state}, tmp_path / "d.pth"))
+    assert int(found.model.roi_heads.box_head[0][1].num_batches_tracked) == 0
+    for one, other in zip(found.model.detect(images()), model.detect(images()), strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+
+
 def test_names__lead_there_and_back(detector: MaskRCNN) -> None:
     for model in (detector, small_detector(bias_tables="per-block")):
         there = official_state_of(model)
