@@ -31,6 +31,7 @@ from mcbeit.epochs import take_note
 from mcbeit.errors import RunError
 from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
+from mcbeit.parallel import share_buffers
 from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.sources import source_notes
 from mcbeit.start import check_start, with_weights
@@ -131,6 +132,7 @@ class DetectionJob(SupervisedJob):
     def judge(self, run: RunFolder, number: float) -> tuple[DetectedEpoch, bool]:
         """See `SupervisedJob`."""
         config = self.parts.config
+        share_buffers(self.parts.model, self.group, self.device)
         epoch = judge(
             self.parts.model,
             self.splits.val,

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from tiny import stopped_after
 
 from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import load
+from mcbeit.detection.coco import open_coco_splits
 from mcbeit.detection.coco_scores import score
+from mcbeit.detection.judging import judge
+from mcbeit.detection.loading import load_detector
 from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build
 from mcbeit.detection.training import Annotated, detect, trained_detector
+from mcbeit.device import choose_precision
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError
+from mcbeit.group import ALONE
 from mcbeit.jobs import cost_lines, load_job
 from mcbeit.start import with_weights
 from mcbeit.worker import Worker
@@ -237,6 +243,11 @@ def test_detect__refuses_a_backend_that_is_not_there(
     assert not (tmp_path / "run").exists()
 
 
+def scores(entries: Iterable[dict[str, Any]]) -> list[tuple[int, float]]:
+    """The images and scores of detections, sorted."""
+    return sorted((entry["image_id"], entry["score"]) for entry in entries)
+
+
 def _of_a_group(worker: Worker, source: str, run: str) -> dict[str, Any]:
     return detect(detection_config(Path(source), Path(run), optim={"steps": 2, "batch_size": 4}), worker=worker)
 
@@ -246,6 +257,12 @@ def test_detect__of_two_workers_searches_all_images_once(coco: Path, tmp_path: P
     assert not isinstance(one, Exception), one
     assert one == two
     entries = json.loads((tmp_path / "two" / "results.json").read_text())
+    kept = load_detector(tmp_path / "two").model  # both judged the model that was saved, not one with their own norms
+    source = open_coco_splits(coco).val
+    precision = choose_precision("fp32", torch.device("cpu"))
+    again = judge(kept, source, precision, number=0.0, group=ALONE, num_workers=0, batch_size=1, backend="fast")
+    assert len(entries) > 0
+    assert np.allclose(scores(again.results), scores(entries), atol=1e-5)
     counts = {image: sum(entry["image_id"] == image for entry in entries) for image in (1, 2, 3)}
     assert max(counts.values()) <= 100
 
