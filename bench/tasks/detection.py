@@ -15,9 +15,9 @@ from pydantic import Field
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.manifest import MAX_LISTED, Used
 from mcbeit.bench.model import BenchModel
-from mcbeit.bench.result import Curve, Metric
+from mcbeit.bench.result import Metric, Selection
 from mcbeit.bench.tasks.object_pictures import NUM_PICTURES, object_picture
-from mcbeit.bench.tasks.recipe import AUTO, BySize, RecipeConfig, job_of
+from mcbeit.bench.tasks.recipe import AUTO, BySize, RecipeConfig, curve_of, job_of, run_job_of
 from mcbeit.bench.tasks.task import BenchTask, Outcome
 from mcbeit.config import validate
 from mcbeit.data import auto_workers
@@ -29,11 +29,10 @@ from mcbeit.detection.mask_rcnn import MaskRCNN
 from mcbeit.detection.setup import DetectionConfig, DetectionEvalConfig
 from mcbeit.detection.training import FILES, detect, keep_results, trained_detector
 from mcbeit.device import ComputeConfig, choose_device, choose_precision
+from mcbeit.epochs import LAST
 from mcbeit.errors import BenchError, ImageError
 from mcbeit.group import ALONE
 from mcbeit.probe import pick
-from mcbeit.runfolder import read_records
-from mcbeit.worker import Worker
 
 PRIMARY, MASK, BEST = "box_ap", "mask_ap", "box_ap, best epoch"
 KINDS = {"box": PRIMARY, "mask": MASK}
@@ -68,20 +67,14 @@ def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outc
     if model.detector is not None:
         return _measure(model, model.detector, data, config)
     job, splits, before = make_job(model, data, config), data.annotated(), time.monotonic()
-    scale = model.cache.scale
-    if scale is None or data.limit is not None:
-        summary = detect(job, resume=True, worker=Worker(stop=model.cache.stop), splits=splits)
-    else:
-        from mcbeit.distributed import launch
-
-        summary = launch(job, resume=True, scale=scale)
+    summary = run_job_of(job, model, data, detect, splits=splits)
     seconds, folder = time.monotonic() - before, Path(job.run)
     told = {which: json.loads((folder / scores).read_text()) for which, (_, scores) in FILES.items()}
-    best, judged = _metrics(told["best"], len(splits.val))[PRIMARY], summary["judged"]
-    outcome = _outcome(splits.val, told["last"])
-    outcome.metrics[BEST] = best.model_copy(update={"selection": judged["best"]["selection"]})
+    judged = summary["judged"]
+    outcome = _outcome(splits.val, told["last"], selection=LAST)
+    outcome.metrics[BEST] = _metrics(told["best"], len(splits.val), judged["best"]["selection"])[PRIMARY]
     outcome.used["train"] = Used(num_used=len(splits.train), num_unreadable=summary["corrupt"])
-    outcome.curves = (_curve(folder),)
+    outcome.curves = (curve_of(folder, "AP on the test images by epoch", KINDS),)
     outcome.remarks = (
         _recipe(job),
         f"the best epoch is {judged['best']['epoch']:.3g}",
@@ -119,7 +112,7 @@ def _measure(model: BenchModel, loaded: LoadedDetector, data: BenchData, config:
     folder = model.out / "detections" / f"{data.name}-{model.facts().spec.fingerprint[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     keep_results(folder, epoch, is_best=False)
-    outcome = _outcome(splits.val, epoch.as_json())
+    outcome = _outcome(splits.val, epoch.as_json(), selection="none")
     outcome.used["train"] = Used(num_used=0, num_unreadable=0)
     outcome.remarks = (
         f"a trained detector, only measured: {loaded.account.summary()}",
@@ -130,7 +123,7 @@ def _measure(model: BenchModel, loaded: LoadedDetector, data: BenchData, config:
     return outcome
 
 
-def _outcome(source: CocoSource, told: dict[str, Any]) -> Outcome:
+def _outcome(source: CocoSource, told: dict[str, Any], *, selection: Selection) -> Outcome:
     """Of the scores of an epoch, as they are kept."""
     unreadable = tuple(source.name(image) for image in told["unreadable"])
     used = Used(
@@ -138,7 +131,7 @@ def _outcome(source: CocoSource, told: dict[str, Any]) -> Outcome:
     )
     return Outcome(
         primary=PRIMARY,
-        metrics=_metrics(told, len(source)),
+        metrics=_metrics(told, len(source), selection),
         used={"val": used},
         per_class={KINDS[kind]: tuple(told[kind]["by_class"][name] for name in source.classes) for kind in KINDS},
     )
@@ -150,24 +143,15 @@ def make_job(model: BenchModel, data: BenchData, config: DetectionTaskConfig) ->
     return job_of(TASK, model, data, config, preprocess={"mean": seen.mean, "std": seen.std})
 
 
-def _metrics(told: dict[str, Any], num_images: int) -> dict[str, Metric]:
+def _metrics(told: dict[str, Any], num_images: int, selection: Selection) -> dict[str, Metric]:
     """COCO's twelve numbers of boxes and of masks, those that there are; AP first."""
     found: dict[str, Metric] = {}
     for kind, name in KINDS.items():
         for stat, value in told[kind]["stats"].items():
             if value is not None:
-                found[name if stat == "AP" else f"{kind} {stat}"] = Metric(value=value, num_samples=num_images)
+                metric = Metric(value=value, num_samples=num_images, selection=selection)
+                found[name if stat == "AP" else f"{kind} {stat}"] = metric
     return dict(sorted(found.items(), key=lambda item: item[0] not in (PRIMARY, MASK)))
-
-
-def _curve(run: Path) -> Curve:
-    found = [record for record in read_records(run) if PRIMARY in record]
-    return Curve(
-        title="AP on the test images by epoch",
-        x_label="epoch",
-        x=tuple(record["epoch"] for record in found),
-        lines={kind: tuple(record[name] for record in found) for kind, name in KINDS.items()},
-    )
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.detection.dataset import DetectionDataset
 from mcbeit.detection.judging import DetectedEpoch, check_scorable, judge
 from mcbeit.detection.mask_rcnn import MaskRCNN
-from mcbeit.detection.setup import Detection, DetectionConfig, build, check_shape, make_detector
+from mcbeit.detection.setup import Detection, DetectionConfig, build, check_job, make_detector
 from mcbeit.device import choose_device
 from mcbeit.epochs import take_note
 from mcbeit.errors import RunError
@@ -63,7 +63,7 @@ def _detect(config: DetectionConfig, given: CocoSplits | None, *, resume: bool, 
     group.first(worker.fetch)
     config = group.each(lambda: with_weights(config))
     group.first(lambda: check_start(config))
-    group.first(lambda: check_shape(config))
+    group.first(lambda: check_job(config, group))
     splits = given or group.each(lambda: open_coco_splits(str(config.data.required_source())))
     group.first(lambda: check_scorable(splits.val, config.eval.backend))
     per_epoch = group.each(lambda: steps_per_epoch(len(splits.train), config.optim))

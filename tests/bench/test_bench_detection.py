@@ -59,6 +59,8 @@ def test_run__tells_boxes_and_masks_of_the_last_epoch(weights: Path, coco: Path,
     assert list(found.metrics)[:2] == ["box_ap", "mask_ap"]
     assert {"box AP50", "mask AR_100", detection.BEST} <= set(found.metrics)
     assert found.metrics[detection.BEST].selection == "best on the test images"
+    assert found.metrics["mask_ap"].selection == "last"
+    assert found.curves[0].lines.keys() == {"box", "mask"}
     assert found.used["val"].num_used == 4
     assert [len(values) for values in found.per_class.values()] == [2, 2]
     assert len(found.pictures) == 4
@@ -124,6 +126,7 @@ def test_run__only_measures_a_detector(trained: tuple[Path, dict[str, Any]], coc
     assert found.metrics["mask_ap"].value == pytest.approx(summary["mask_ap"], abs=1e-6)
     assert found.remarks[0].startswith("a trained detector, only measured: ")
     assert (found.used["train"].num_used, found.used["val"].num_used) == (0, 4)
+    assert found.metrics["box_ap"].selection == "none"
     assert len(found.pictures) == 4
     assert not (tmp_path / "runs").exists()
     (kept,) = (tmp_path / "detections").iterdir()

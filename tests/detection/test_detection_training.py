@@ -21,11 +21,11 @@ from mcbeit.detection.coco import open_coco_splits
 from mcbeit.detection.coco_scores import score
 from mcbeit.detection.judging import judge
 from mcbeit.detection.loading import load_detector
-from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build
+from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build, check_job
 from mcbeit.detection.training import Annotated, detect, trained_detector
 from mcbeit.device import choose_precision
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError
-from mcbeit.group import ALONE
+from mcbeit.group import ALONE, Group
 from mcbeit.jobs import cost_lines, load_job
 from mcbeit.start import with_weights
 from mcbeit.worker import Worker
@@ -265,6 +265,13 @@ def test_detect__of_two_workers_searches_all_images_once(coco: Path, tmp_path: P
     assert np.allclose(scores(again.results), scores(entries), atol=1e-5)
     counts = {image: sum(entry["image_id"] == image for entry in entries) for image in (1, 2, 3)}
     assert max(counts.values()) <= 100
+
+
+def test_check_job__refuses_parts_that_some_workers_do_not_have(coco: Path, tmp_path: Path) -> None:
+    config = detection_config(coco, tmp_path, optim={"batch_size": 8, "accumulate": 4})
+    check_job(config, Group(size=2))
+    with pytest.raises(ConfigError, match=r"over 3 workers leaves 2 images to some of them, which optim.accumulate=4"):
+        check_job(config, Group(size=3))
 
 
 def test_preset__costs_what_the_published_model_costs() -> None:
