@@ -150,7 +150,8 @@ def check_job(config: DetectionConfig, group: Group) -> None:
     if optim.accumulate > least:
         raise ConfigError(
             f"optim.batch_size={optim.batch_size} over {group.size} workers leaves {least} images to some of them, "
-            f"which optim.accumulate={optim.accumulate} cannot split; accumulate less, or use fewer workers or larger batches"
+            f"which optim.accumulate={optim.accumulate} cannot split; accumulate less, or use fewer workers or larger "
+            "batches"
         )
     with torch.device("meta"):
         make_detector(config, 1)
