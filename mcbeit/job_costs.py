@@ -102,7 +102,7 @@ def detection_cost(config: DetectionConfig, num_classes: int) -> JobCost:
         model = make_detector(config, num_classes)
     parameters = {"backbone": _count(model.backbone), "pyramid": _count(model.pyramid)}
     parameters |= {"proposals": _count(model.rpn), "heads": _count(model.roi_heads)}
-    flops = {"backbone and pyramid, forward and backward": detector_flops(config)}
+    flops = {"forward and backward": detector_flops(config)}
     model.backbone.grad_checkpointing = config.compute.gradient_checkpointing
     full, half = (training_memory(model, batch_size=1, number_bytes=size) for size in (4, 2))
     note = (

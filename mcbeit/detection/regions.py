@@ -24,6 +24,7 @@ from mcbeit.detection.sampling import DiceSampler
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is read in, by each head; the mask has twice as many
 MIDDLE_LEVEL = 4  # p4, of which a cell is a patch
 MIDDLE_PATCHES = 14  # a region of 14 x 14 patches is read from p4: 224 pixels, the size of pretraining
+POSITIVE = 0.25  # of the regions that count in training, at most
 CHUNK_BYTES = 64 * 2**20  # of masks that are floats at the same time
 Boxes = Float[Tensor, "_box 4"]  # left, top, right, bottom in pixels
 Targets = list[dict[str, Tensor]]
@@ -102,7 +103,7 @@ class RegionHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=num_samples,
-            positive_fraction=0.25,
+            positive_fraction=POSITIVE,
             bbox_reg_weights=(10.0, 10.0, 5.0, 5.0),
             score_thresh=score_threshold,
             nms_thresh=0.5,
@@ -111,7 +112,7 @@ class RegionHeads(RoIHeads):  # type: ignore[misc]  # torchvision has no types
             mask_head=MaskRCNNHeads(channels, [channels] * 4, 1, nn.BatchNorm2d),
             mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
         )
-        self.fg_bg_sampler = DiceSampler(num_samples, 0.25)
+        self.fg_bg_sampler = DiceSampler(num_samples, POSITIVE)
         self._initialise()
 
     def forward(

@@ -14,6 +14,7 @@ from mcbeit.config import UserPath
 from mcbeit.detection.coco_scores import Backend
 from mcbeit.detection.large_scale_jitter import JitterConfig
 from mcbeit.detection.mask_rcnn import DetectorConfig, MaskRCNN
+from mcbeit.detection.regions import BOX_SIDE, MASK_SIDE, POSITIVE
 from mcbeit.detection.window_weights import fit_windowed
 from mcbeit.detection.windowed import NUM_STAGES, WindowedBackbone
 from mcbeit.device import Precision, choose_device, choose_precision
@@ -188,13 +189,19 @@ def parameter_groups(model: nn.Module, depth: int, config: DetectionOptimConfig)
 
 
 def detector_flops(config: DetectionConfig) -> float:
-    """FLOPs of a step, per image, of backbone and pyramid; those of the heads depend on what is in the image.
+    """FLOPs of a step, per image in which so many objects are found that a quarter of its regions has masks.
 
     A backward pass is twice its forward.
     """
+    regions, channels = config.detector.region_samples, config.detector.channels
     with torch.device("meta"):
         model = make_detector(config, 1).eval()
         image = torch.zeros(1, COLOURS, config.preprocess.image_size, config.preprocess.image_size)
+        boxes = torch.zeros(regions, channels, BOX_SIDE, BOX_SIDE)
+        masks = torch.zeros(round(regions * POSITIVE), channels, MASK_SIDE, MASK_SIDE)
+    heads = model.roi_heads
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.pyramid(model.backbone(image))
+        model.rpn.head(list(model.pyramid(model.backbone(image)).values()))
+        heads.box_predictor(heads.box_head(boxes))
+        heads.mask_predictor(heads.mask_head(masks))
     return 3.0 * counter.get_total_flops()

@@ -14,6 +14,7 @@ from official import Shape, official_state, pretrain_checkpoint, save
 from ranks import run_ranks
 from shape_scenes import detection_config, write_shapes_coco
 from tiny import stopped_after
+from torch.utils.flop_counter import FlopCounterMode
 
 from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import load
@@ -21,7 +22,7 @@ from mcbeit.detection.coco import open_coco_splits
 from mcbeit.detection.coco_scores import score
 from mcbeit.detection.judging import judge
 from mcbeit.detection.loading import load_detector
-from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build, check_job
+from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build, check_job, make_detector
 from mcbeit.detection.training import Annotated, detect, trained_detector
 from mcbeit.device import choose_precision
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError
@@ -278,3 +279,12 @@ def test_preset__costs_what_the_published_model_costs() -> None:
     lines = "\n".join(cost_lines(load_job("coco-maskrcnn-base")))
     assert "backbone 89.01 M, pyramid 10.23 M, proposals 1.18 M, heads 18.27 M" in lines
     assert "steps: 46,093 of 64 images; 1,832 per epoch" in lines
+    conv = 2 * 9 * 256**2  # FLOPs of a cell
+    proposals = sum(4**i for i in range(4, 9)) * (2 * conv + 2 * 256 * 15)
+    boxes = 512 * (4 * 49 * conv + 2 * 49 * 256 * 1024 + 2 * 1024 * (2 + 8))
+    masks = 128 * (4 * 196 * conv + 2 * 4 * 196 * 256**2 + 2 * 784 * 256 * 2)  # a quarter of the regions
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model = make_detector(load_job("coco-maskrcnn-base"), 1).eval()
+        model.pyramid(model.backbone(torch.zeros(1, 3, 1024, 1024)))
+    wanted = 3 * (counter.get_total_flops() + proposals + boxes + masks) / 1e9
+    assert f"FLOPs per image: forward and backward {wanted:.0f} G" in lines
