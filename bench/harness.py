@@ -143,7 +143,7 @@ def run(
                 if (found := one.stored(resume=resume)) is not None:
                     yield found
                     continue
-                if isinstance(model.encoder, ServedEncoder) and not is_probed:
+                if model.kind == "served" and not is_probed and isinstance(model.encoder, ServedEncoder):
                     least = probe(model.encoder, one.data.open(asked.task.splits[-1]))
                     tell(f"{source}: files and their pixels give the same vectors (least cosine {least:.6f})")
                     is_probed = True

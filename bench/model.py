@@ -9,12 +9,14 @@ from typing import Any
 from mcbeit.bench.data import NOTHING, BenchData
 from mcbeit.bench.features import FeatureCache, Features, SplitTask
 from mcbeit.bench.pixels import PIXELS
-from mcbeit.bench.result import ModelFacts, ModelKind
+from mcbeit.bench.result import DetectorSpec, ModelFacts, ModelKind
 from mcbeit.bench.sweep import Column, SweepEncoder
 from mcbeit.bodies import Body
-from mcbeit.body_loading import load_body
+from mcbeit.body_loading import load_body, short_name
+from mcbeit.detection.loading import LoadedDetector, holds_detector, load_detector
 from mcbeit.embed_task import StreamConfig
 from mcbeit.encoder import ADDRESS, FAKE, TIMM, PixelEncoder
+from mcbeit.fingerprint import fingerprint
 from mcbeit.model_folder import is_model_folder
 
 KIND_NAMES: dict[ModelKind, str] = {
@@ -60,6 +62,11 @@ class BenchModel:
         return self._task(NOTHING, "").open_encoder()
 
     @cached_property
+    def detector(self) -> LoadedDetector | None:
+        """It as a trained detector, which is no encoder; None if it is none. Raises WeightsError."""
+        return load_detector(self.source) if self.kind == "torch" and holds_detector(self.source) else None
+
+    @cached_property
     def body(self) -> Body:
         """The network alone, without what is made of its tokens. Raises WeightsError or EncoderError."""
         task = self._task(NOTHING, "")
@@ -81,12 +88,13 @@ class BenchModel:
     def facts(self) -> ModelFacts:
         """For results."""
         told = {name: getattr(self.config, name) for name in ("batch_size", "precision", "provider", "threads")}
+        detector = self.detector
         return ModelFacts(
             source=self.source,
             kind=self.kind,
-            spec=self.encoder.spec,
+            spec=self.encoder.spec if detector is None else _detector_spec(self.source, detector),
             computed={name: value for name, value in told.items() if value is not None},
-            notes=self.encoder.notes,
+            notes=self.encoder.notes if detector is None else (f"weights: {detector.account.summary()}",),
             reproduces=self.reproduces,
         )
 
@@ -97,3 +105,20 @@ class BenchModel:
         given = self.config.model_fields_set & set(StreamConfig.model_fields)
         config = StreamConfig.model_validate({**{name: getattr(self.config, name) for name in given}, **values})
         return SplitTask(self.source, config, data=data, split=split, columns=tuple(columns))
+
+
+def _detector_spec(source: str, detector: LoadedDetector) -> DetectorSpec:
+    shape, preprocess = detector.shape, detector.model.preprocess
+    told = {
+        "model": shape.model.model_dump(mode="json"),
+        "window": shape.window,
+        "detector": shape.detector.model_dump(mode="json"),
+        "preprocess": preprocess.describe(),
+    }
+    return DetectorSpec(
+        name=short_name(source),
+        fingerprint=fingerprint(detector.model.state_dict(), told),
+        dim=shape.model.shape[0],
+        num_classes=shape.num_classes,
+        preprocess=preprocess.model_copy(update={"image_size": detector.image_size}),
+    )

@@ -22,6 +22,7 @@ from mcbeit.bench.manifest import Manifest, Used
 from mcbeit.config import Config
 from mcbeit.encoder import EncoderSpec
 from mcbeit.errors import BenchError
+from mcbeit.preprocess import Preprocess
 
 SCHEMA_VERSION: Literal[1] = 1
 SUFFIX = ".json"
@@ -62,12 +63,23 @@ class TaskFacts(Config):
     limit: int | None = None  # of images per split; None: all
 
 
+class DetectorSpec(Config):
+    """What a trained detector is, which makes no vectors."""
+
+    name: str
+    fingerprint: str  # SHA-256 over weights, preprocessing and settings
+    dim: int = Field(ge=1)  # of the backbone
+    num_classes: int = Field(ge=1)
+    precision: Literal["fp32"] = "fp32"  # of the weights
+    preprocess: Preprocess
+
+
 class ModelFacts(Config):
     """Of whom."""
 
     source: str  # as it was named
     kind: ModelKind
-    spec: EncoderSpec  # name, fingerprint, preprocessing, pooling, layer, precision
+    spec: EncoderSpec | DetectorSpec  # name, fingerprint, preprocessing, pooling, layer, precision
     computed: dict[str, Any] = Field({})  # batch size, precision of products, provider, threads
     notes: tuple[str, ...] = ()
     reproduces: str | None = None  # the published model that it is said to be

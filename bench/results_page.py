@@ -13,9 +13,10 @@ import mcbeit
 from mcbeit.atomic import write_bytes
 from mcbeit.bench.figures import page_style
 from mcbeit.bench.published import PublishedComparison, compare_published
-from mcbeit.bench.result import Result, read_results
+from mcbeit.bench.result import DetectorSpec, Result, read_results
 from mcbeit.bench.result_figures import Bar, bar_chart, confusion_uri, metric_chart
 from mcbeit.bench.summary import Table, conditions, label, markdown_table, percent, tables
+from mcbeit.encoder import EncoderSpec
 from mcbeit.errors import BenchError
 
 MAX_CLASSES = 40  # of which a table of classes is shown
@@ -146,6 +147,17 @@ def _pictures(folder: Path, result: Result, key: str) -> list[dict[str, Any]]:
     return [row for row in rows if key in row]
 
 
+def _of_model(spec: EncoderSpec | DetectorSpec) -> list[tuple[str, str]]:
+    """What comes out of it, and what goes in."""
+    seen = spec.preprocess
+    if isinstance(spec, DetectorSpec):
+        return [("objects", f"of {spec.num_classes} classes"), ("input", f"{seen.image_size} px, the longer side")]
+    return [
+        ("vector", f"{spec.dim} numbers, {spec.pooling} of layer {spec.layer} of {spec.num_layers}"),
+        ("input", f"{seen.image_size} px, {seen.resize}, crop {seen.crop_fraction:g}, {seen.interpolation}"),
+    ]
+
+
 def _facts(result: Result) -> list[tuple[str, str]]:
     spec, rate = result.model.spec, result.images_per_second
     images = "; ".join(
@@ -157,12 +169,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
     return [
         ("images", f"{images}; {result.data.layout}"),
         ("model", f"{spec.name}, fingerprint {spec.fingerprint[:16]}, {spec.precision}"),
-        ("vector", f"{spec.dim} numbers, {spec.pooling} of layer {spec.layer} of {spec.num_layers}"),
-        (
-            "input",
-            f"{spec.image_size} px, {spec.preprocess.resize}, crop {spec.preprocess.crop_fraction:g}, "
-            f"{spec.preprocess.interpolation}",
-        ),
+        *_of_model(spec),
         ("task", f"{result.task.name}, version {result.task.version}, preset {result.task.preset}"),
         ("time", seconds + (f"; {rate:,.1f} images/s embedded" if rate else "")),
     ]

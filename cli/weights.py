@@ -11,7 +11,7 @@ def command() -> None:
     """Look into files of weights and convert them.
 
     FILE is a run folder, a .safetensors file, a checkpoint of the official code (.pth, .pt, .bin), timm:NAME, or a
-    tokenizer: the folder of a VQGAN (model.yaml and last.ckpt), encoder.pkl, vqkd_*.pth.
+    tokenizer: the folder of a VQGAN (model.yaml and last.ckpt), encoder.pkl, vqkd_*.pth. Detectors can be shown.
     """
 
 
@@ -29,15 +29,23 @@ def show(file: str, as_json: bool, image_size: int | None, num_heads: int | None
     mcbeit weights show checkpoint-799.pth
     mcbeit weights show runs/demo --json
     """
+    from mcbeit.detection import detector_table
+    from mcbeit.detection.loading import holds_detector, load_detector
     from mcbeit.tokenizer_conversion import tokenizer_json, tokenizer_text
     from mcbeit.tokenizer_files import is_tokenizer, read_tokenizer
     from mcbeit.weight_table import describe, text
     from mcbeit.weights import read_weights
 
     if is_tokenizer(file):
-        refuse_backbone_options(image_size, num_heads)
+        refuse_backbone_options(image_size, num_heads, "a tokenizer")
         stored = read_tokenizer(file)
         click.echo(json.dumps(tokenizer_json(stored), indent=2) if as_json else tokenizer_text(stored))
+        return
+    if holds_detector(file):
+        refuse_backbone_options(image_size, num_heads, "a detector")
+        loaded = load_detector(file)
+        told = json.dumps(detector_table.as_json(loaded), indent=2) if as_json else detector_table.text(loaded)
+        click.echo(told)
         return
     description = describe(read_weights(file, num_heads=num_heads), image_size=image_size)
     click.echo(json.dumps(description.as_json(), indent=2) if as_json else text(description))
@@ -66,7 +74,7 @@ def convert(file: str, out: Path, layout: str, force: bool, image_size: int | No
     from mcbeit.weight_conversion import convert_weights
 
     if is_tokenizer(file):
-        refuse_backbone_options(image_size, num_heads)
+        refuse_backbone_options(image_size, num_heads, "a tokenizer")
         lines = convert_tokenizer(file, out, layout, force=force)
     else:
         lines = convert_weights(file, out, layout, force=force, image_size=image_size, num_heads=num_heads)
@@ -74,7 +82,7 @@ def convert(file: str, out: Path, layout: str, force: bool, image_size: int | No
         click.echo(line)
 
 
-def refuse_backbone_options(image_size: int | None, num_heads: int | None) -> None:
-    """Raise UsageError if an option was given that says nothing of a tokenizer."""
+def refuse_backbone_options(image_size: int | None, num_heads: int | None, what: str) -> None:
+    """Raise UsageError if an option was given that says nothing of a tokenizer or a detector."""
     if image_size is not None or num_heads is not None:
-        raise click.UsageError("--image-size and --num-heads are for backbones; FILE is a tokenizer")
+        raise click.UsageError(f"--image-size and --num-heads are for backbones; FILE is {what}")

@@ -75,7 +75,7 @@ def _load_beit(source: str, config: EncoderConfig) -> LoadedBody:
         notes.append("the file does not tell its normalisation; used: " + ("ImageNet's" if is_coloured else "0.5"))
     preprocess = known.model_copy(update={"image_size": loaded.image_size})
     call = timm_call(loaded.config, loaded.image_size, None, loaded.channels)
-    return LoadedBody(BeitBody(loaded.model), preprocess, _short(source), call, tuple(notes))
+    return LoadedBody(BeitBody(loaded.model), preprocess, short_name(source), call, tuple(notes))
 
 
 def _load_timm(name: str, config: EncoderConfig) -> LoadedBody:
@@ -130,7 +130,7 @@ def _has_package() -> bool:
     return importlib.util.find_spec(PACKAGED_MODULE) is not None
 
 
-def _short(source: str) -> str:
+def short_name(source: str) -> str:
     """The name of a file or a run, without the folders before it."""
     if source.startswith(TIMM):
         return source.removeprefix(TIMM)

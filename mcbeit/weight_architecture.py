@@ -48,7 +48,7 @@ def infer_model(
         dim=dim,
         depth=_depth(tensors, origin),
         num_heads=_num_heads(None if table is None else table[1], dim, num_heads, origin),
-        mlp_ratio=_ratio(hidden, dim),
+        mlp_ratio=hidden_ratio(hidden, dim),
         patch_size=height,
         position=position,
         bias_tables="per-block" if f"blocks.0.{BLOCK_TABLE}" in tensors else "shared",
@@ -144,7 +144,7 @@ def _num_heads(of_table: int | None, dim: int, given: int | None, origin: str) -
     return heads
 
 
-def _ratio(hidden: int, dim: int) -> float:
+def hidden_ratio(hidden: int, dim: int) -> float:
     """The ratio of which timm makes `hidden` again: it cuts off `dim * ratio`."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)

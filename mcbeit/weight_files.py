@@ -31,9 +31,11 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # of wr
 TRAINING_STATE = {  # entries that hold tensors, but not weights: of the official code, DeepSpeed, Lightning, timm
     *("optimizer", "optimizer_states", "scaler", "amp_scaler", "lr_scheduler", "lr_schedulers", "callbacks"),
     *("data_sampler", "random_ltd", "param_shapes", "frozen_param_shapes", "frozen_param_fragments", "shared_params"),
+    "trainer",  # of detectron2
 }
 DEEPSPEED = "mp_rank_00_model_states.pt"  # in the folder of a DeepSpeed checkpoint
-JOBS = ("pretrain", "finetune", "segmentation")  # whose runs have a backbone
+JOBS = ("pretrain", "finetune", "segmentation")  # whose runs have a backbone for other jobs
+DETECTION = "detection"  # whose runs have one that is for detection only
 KINDS = "a run folder, a .safetensors file, a checkpoint of the official code (.pth, .pt, .bin) or timm:NAME"
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 
@@ -114,7 +116,7 @@ def read_run(run: Path) -> Known:
     try:
         values = read_values(run / "config.yaml")
         job = values.get("job", "pretrain")
-        if job not in JOBS:
+        if job not in (*JOBS, DETECTION):
             raise WeightsError(
                 f"'{run}' is a {job} run, which has no backbone; name a run whose job is {' or '.join(JOBS)}"
             )

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mcbeit.preprocess import Preprocess
+from mcbeit.vit import ModelConfig
 from mcbeit.weight_account import Account
 from mcbeit.weights import Weights, plan_backbone
 
@@ -65,23 +66,24 @@ def describe(weights: Weights, *, image_size: int | None = None) -> Description:
 
 def text(description: Description) -> str:
     """Aligned lines: the facts, then the keys of each fate and rule, those of all blocks in one word."""
-    weights, account = description.weights, description.account
-    rows = [*facts(description), ("account", account.summary())]
+    return "\n".join(table_lines(description.weights.origin, facts(description), description.account))
+
+
+def table_lines(origin: str, facts: Sequence[tuple[str, str]], account: Account) -> list[str]:
+    """Facts as pairs of a word and a line, then what became of the keys."""
+    rows = [*facts, ("account", account.summary())]
     width = max(len(name) for name, _ in rows)
-    lines = [weights.origin, *(f"  {name:{width}}  {value}" for name, value in rows)]
+    lines = [origin, *(f"  {name:{width}}  {value}" for name, value in rows)]
     for entry, keys in account.by_rule().items():
         lines.append(f"{entry.fate} {len(keys)}" + (f": {entry.rule}" if entry.rule else ""))
         lines += [f"  {name}" + (f"  ({number} blocks)" if number > 1 else "") for name, number in in_blocks(keys)]
-    lines += [f"starts anew, {why}: {name}" for name, why in account.fresh.items()]
-    return "\n".join(lines)
+    return lines + [f"starts anew, {why}: {name}" for name, why in account.fresh.items()]
 
 
 def facts(description: Description) -> list[tuple[str, str]]:
     """What the weights are, as pairs of a word and a line."""
     weights, model = description.weights, description.weights.model
-    dim, depth, heads = model.shape
     tables = "" if not model.is_relative else ", one table" if model.bias_tables == "shared" else ", a table per block"
-    scale = "layer scale" if model.layer_scale else "no layer scale"
     norm = "norm of every token" if model.final_norm == "tokens" else "norm of pooled tokens"
     ends = [f"{weights.vocab_size} codes"] * (weights.vocab_size is not None)
     ends += [f"{weights.num_classes} classes"] * (weights.num_classes is not None)
@@ -92,8 +94,8 @@ def facts(description: Description) -> list[tuple[str, str]]:
     )
     return [
         ("layout", weights.layout + (f", under '{weights.container}'" if weights.container else "")),
-        ("model", f"{depth} blocks, width {dim}, {heads} heads, MLP {int(dim * model.mlp_ratio)}"),
-        ("", f"{POSITIONS[model.position]}{tables}; {scale}; {norm}"),
+        ("model", blocks(model)),
+        ("", f"{POSITIONS[model.position]}{tables}; {scaling(model)}; {norm}"),
         ("images", f"{size}; {grid}"),
         ("heads", ", ".join(ends) or "none"),
         (
@@ -102,6 +104,17 @@ def facts(description: Description) -> list[tuple[str, str]]:
         ),
         ("preprocess", _preprocess(weights.preprocess)),
     ]
+
+
+def blocks(model: ModelConfig) -> str:
+    """The shape of a backbone."""
+    dim, depth, heads = model.shape
+    return f"{depth} blocks, width {dim}, {heads} heads, MLP {int(dim * model.mlp_ratio)}"
+
+
+def scaling(model: ModelConfig) -> str:
+    """Whether branches are scaled."""
+    return "layer scale" if model.layer_scale else "no layer scale"
 
 
 def in_blocks(keys: Iterable[str]) -> list[tuple[str, int]]:
@@ -115,9 +128,14 @@ def _file_size(path: Path | None) -> str:
 
 def _preprocess(preprocess: Preprocess | None) -> str:
     if preprocess is None:
+        return colours(None)
+    size = f"{preprocess.image_size} px of {preprocess.crop_fraction:.4g}, {preprocess.interpolation}"
+    return f"{size}, {colours(preprocess)}"
+
+
+def colours(preprocess: Preprocess | None) -> str:
+    """How images are normalised."""
+    if preprocess is None:
         return "not in the file"
-    return (
-        f"{preprocess.image_size} px of {preprocess.crop_fraction:.4g}, {preprocess.interpolation}, "
-        f"mean {', '.join(f'{value:g}' for value in preprocess.mean)}, "
-        f"std {', '.join(f'{value:g}' for value in preprocess.std)}"
-    )
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return f"mean {mean}, std {std}"

@@ -41,6 +41,7 @@ Layout = Literal["mcbeit", "timm", "official-pretrain", "official-finetune"]
 LAYOUTS: tuple[Layout, ...] = ("mcbeit", "timm", "official-pretrain", "official-finetune")
 INDEX = "relative_position_index"
 DENSE_PART = re.compile(r"(decode_head|auxiliary_head|pyramid|fpn[1-4])\.")  # of a segmenter: its backbone is the rest
+SCORES = "roi_heads.box_predictor.cls_score.weight"  # of a detector
 POOLED_NORM = ("fc_norm.weight", "fc_norm.bias")  # which published segmenters have no use for
 HEADS = {
     **dict.fromkeys(VOCABULARY_HEAD, "vocabulary head, which is no part of a backbone"),
@@ -163,7 +164,13 @@ def weights_of(stored: StoredWeights, *, num_heads: int | None = None) -> Weight
     for key, why in stored.beside.items():
         account.note(key, "ignored", why)
     names = stored.names()
-    tensors, keys = _take(stored, names, account)
+    if SCORES in names:
+        raise WeightsError(
+            f"'{stored.origin}' is a detector, whose backbone no other job can take: it has no cls token, its bias "
+            "tables lack the rows of one, and its blocks learned on windows. `mcbeit bench run -t detection` measures "
+            "it, mcbeit.detection.loading reads it; for other jobs name the weights that it started from"
+        )
+    tensors, keys = take_tensors(stored, names, account)
     dense = [name for name in tensors if DENSE_PART.match(name)]
     for name in dense:
         account.note(keys.pop(name), "ignored", "part of a segmenter, which is no part of a backbone")
@@ -256,7 +263,9 @@ def detect_layout(stored: StoredWeights, names: Collection[str]) -> Layout:
     return "official-finetune" if is_official else "timm"
 
 
-def _take(stored: StoredWeights, names: dict[str, str], account: Account) -> tuple[dict[str, Tensor], dict[str, str]]:
+def take_tensors(
+    stored: StoredWeights, names: dict[str, str], account: Account
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors by name, and their keys: without index buffers, with a whole bias of qkv in its parts."""
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}

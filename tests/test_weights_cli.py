@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from official import Shape, official_state, pretrain_checkpoint, same_bits, save
+from official_detectors import checkpoint_of, official_state_of, small_detector
 
 from mcbeit.cli.main import cli
 
@@ -99,3 +100,28 @@ def test_convert__to_another_size(file: Path, tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1].startswith(
         "load into: timm.create_model('beit_base_patch16_224', img_size=24"
     )
+
+
+def test_show__a_detector(tmp_path: Path) -> None:
+    state = official_state_of(small_detector())
+    detector = save(checkpoint_of(state), tmp_path / "model_final.pth")
+    result = call("show", detector)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    facts = {line[2:14].strip(): line[14:] for line in lines[1:8]}
+    assert facts["model"] == "Mask R-CNN: 8 blocks, width 32, 2 heads, MLP 128"
+    assert facts[""] == "two tables; layer scale; windows of 4 patches"
+    assert facts["images"] == "128 px, the longer side; 8 x 8 patches of 16 px"
+    assert facts["heads"] == "3 classes; fpn pyramid of 16 channels"
+    assert facts["preprocess"] == "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
+    place = lines.index("converted 2: the background first, which there is the last class")
+    assert lines[place + 1] == "  roi_heads.box_predictor.cls_score.weight"
+    told = json.loads(call("show", detector, "--json").stdout)
+    assert (told["num_classes"], told["window"]) == (3, 4)
+    assert set(told["account"]["keys"]) == {*state, "trainer", "iteration"}
+    refused = call("show", detector, "--image-size", "64")
+    assert refused.exit_code == 2
+    assert "are for backbones; FILE is a detector" in refused.stderr
+    assert "is a detector, whose backbone no other job can take" in call(
+        "convert", detector, tmp_path / "out.safetensors", "--to", "mcbeit"
+    ).stderr  # fmt: skip

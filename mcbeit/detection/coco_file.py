@@ -21,7 +21,7 @@ from mcbeit.errors import DataError
 from mcbeit.sources import location
 
 LISTS = ("images", "annotations", "categories")
-NO_OUTLINE = -1
+NO_OUTLINE, NOTHING = -1, -2  # a segmentation that is of no use, and none at all
 MIN_NUMBERS = 6  # of a polygon: three points
 
 
@@ -82,6 +82,7 @@ class CocoFile:
     segmentations: Outlines
     num_crowds: int  # that stand for many objects; they are no objects here, but count in COCO's scores
     num_shapeless: int  # objects without a usable segmentation, which are left out
+    num_bare: int  # annotations, of crowds too, without any segmentation: with them masks cannot be scored
 
     @property
     def num_objects(self) -> Int64[np.ndarray, " image"]:
@@ -105,7 +106,7 @@ def read_coco(path: str) -> CocoFile:
     images = sorted(content["images"], key=lambda image: image["id"])
     categories = sorted(content["categories"], key=lambda category: category["id"])
     things: list[Annotation] = content["annotations"]
-    objects = [thing for thing in things if not thing.is_crowd and thing.outline != NO_OUTLINE]
+    objects = [thing for thing in things if not thing.is_crowd and thing.outline >= 0]
     image_ids, category_ids = _ids(images), _ids(categories)
     of_image = np.searchsorted(image_ids, np.array([thing.image_id for thing in objects], np.int64))
     order = np.argsort(of_image, kind="stable")
@@ -124,6 +125,7 @@ def read_coco(path: str) -> CocoFile:
         segmentations=outlines,
         num_crowds=num_crowds,
         num_shapeless=len(things) - num_crowds - len(objects),
+        num_bare=sum(thing.outline == NOTHING for thing in things),
     )
 
 
@@ -131,8 +133,8 @@ def _parse(text: str, path: str, outlines: Outlines) -> dict[str, list[Any]]:
     def pack(found: dict[str, Any]) -> Any:
         if "image_id" not in found:
             return found
-        is_crowd = bool(found.get("iscrowd"))
-        outline = NO_OUTLINE if is_crowd else outlines.add(found.get("segmentation"))
+        is_crowd, segmentation = bool(found.get("iscrowd")), found.get("segmentation")
+        outline = NOTHING if not segmentation else NO_OUTLINE if is_crowd else outlines.add(segmentation)
         return Annotation(found.get("id"), found.get("image_id"), found.get("category_id"), is_crowd, outline)
 
     try:

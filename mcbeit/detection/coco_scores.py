@@ -59,6 +59,11 @@ def score(
     return {kind: _score(truth, entries, kind, wanted, backend) for kind in KINDS}
 
 
+def require(backend: Backend) -> None:
+    """Raises DataError if the backend is not installed."""
+    _import(backend)
+
+
 def _score(
     truth: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, image_ids: list[int], backend: Backend
 ) -> Scores:

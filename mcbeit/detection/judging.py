@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from mcbeit.data import open_loader
 from mcbeit.detection.coco import CocoSource
 from mcbeit.detection.coco_results import CocoResults
-from mcbeit.detection.coco_scores import Backend, Kind, Scores, score
+from mcbeit.detection.coco_scores import Backend, Kind, Scores, require, score
 from mcbeit.detection.dataset import load_whole
 from mcbeit.detection.mask_rcnn import MaskRCNN
 from mcbeit.device import Precision
@@ -61,6 +61,18 @@ class DetectedEpoch(NamedTuple):
     def _ap(self, kind: Kind) -> float:
         value = self.scores[kind].stats["AP"]
         return 0.0 if value is None else value
+
+
+def check_scorable(source: CocoSource, backend: Backend) -> None:
+    """Raise DataError now, where scores of these test images would fail after all training."""
+    require(backend)
+    if source.file.num_bare:
+        raise DataError(
+            f"'{source.file.path}' has {source.file.num_bare} annotations without a segmentation, so masks cannot be "
+            "scored; outline these objects, or take the annotations out"
+        )
+    if not source.num_objects:
+        raise DataError(f"none of the {len(source)} test images of '{source.file.path}' shows an object to find")
 
 
 def judge(

@@ -15,6 +15,7 @@ from mcbeit.detection.proposals import ProposalNetwork
 from mcbeit.detection.pyramid import FeaturePyramid, SimplePyramid, strides
 from mcbeit.detection.regions import RegionHeads, Targets
 from mcbeit.detection.windowed import WindowedBackbone
+from mcbeit.errors import ConfigError
 from mcbeit.preprocess import Preprocess
 
 PYRAMIDS = {"fpn": FeaturePyramid, "simple": SimplePyramid}
@@ -54,6 +55,11 @@ class MaskRCNN(nn.Module):
         super().__init__()
         config = config or DetectorConfig()
         steps = strides(backbone.patch_size)
+        if min(backbone.grid) < 2:
+            raise ConfigError(
+                f"the coarsest map has a cell for 2 x 2 patches, but an image has {backbone.grid[0]} x "
+                f"{backbone.grid[1]} of {backbone.patch_size} pixels; raise preprocess.image_size"
+            )
         self.backbone, self.preprocess, self.num_classes = backbone, preprocess or Preprocess(), num_classes
         self.image_size = backbone.grid[0] * backbone.patch_size
         self.pyramid = PYRAMIDS[config.pyramid](backbone.dim, config.channels)

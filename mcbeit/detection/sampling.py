@@ -22,7 +22,7 @@ class DiceSampler:
 
     def throw(self, dice: Float[Tensor, " image"] | None) -> None:
         """The dice of the images of the next step, in [0, 1)."""
-        self._seeds = None if dice is None else (dice.double() * NUM_SEEDS).long().tolist()
+        self._seeds = None if dice is None else [int(die * NUM_SEEDS) for die in dice.tolist()]
 
     def __call__(
         self, labels: list[Shaped[Tensor, " _candidates"]]

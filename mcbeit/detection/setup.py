@@ -17,6 +17,7 @@ from mcbeit.detection.mask_rcnn import DetectorConfig, MaskRCNN
 from mcbeit.detection.window_weights import fit_windowed
 from mcbeit.detection.windowed import NUM_STAGES, WindowedBackbone
 from mcbeit.device import Precision, choose_device, choose_precision
+from mcbeit.errors import ConfigError
 from mcbeit.group import Group
 from mcbeit.initial_weights import check_agrees, check_channels, has_begun
 from mcbeit.layer_decay import level_of, level_scales
@@ -84,6 +85,11 @@ class DetectionConfig(StartConfig):
     def _only_what_is_read(self) -> "DetectionConfig":
         if self.data.channels != COLOURS:
             raise ValueError(f"detection is for images of colours; data.channels is {self.data.channels}")
+        if self.preprocess.channels != COLOURS:
+            raise ValueError(
+                f"preprocess.mean and preprocess.std have {self.preprocess.channels} numbers each, for images of "
+                f"{COLOURS} colours"
+            )
         if self.data.kind != "auto" or isinstance(self.data.source, list):
             raise ValueError("data.source is one folder of annotated images; leave data.kind out")
         if self.compute.shard != "none":
@@ -133,6 +139,22 @@ def make_detector(config: DetectionConfig, num_classes: int) -> MaskRCNN:
     """The model with the numbers that it begins with if no weights are named."""
     backbone = WindowedBackbone(config.model, image_size=config.preprocess.image_size, window=config.window)
     return MaskRCNN(backbone, num_classes, config.detector, preprocess=config.preprocess)
+
+
+def check_job(config: DetectionConfig, group: Group) -> None:
+    """Raise ConfigError for what cannot work with the model as it is known now, before anything is built.
+
+    A worker that computed its share in fewer parts than others would not come to the batch norms that they share.
+    """
+    optim, least = config.optim, config.optim.batch_size // group.size
+    if optim.accumulate > least:
+        raise ConfigError(
+            f"optim.batch_size={optim.batch_size} over {group.size} workers leaves {least} images to some of them, "
+            f"which optim.accumulate={optim.accumulate} cannot split; accumulate less, or use fewer workers or larger "
+            "batches"
+        )
+    with torch.device("meta"):
+        make_detector(config, 1)
 
 
 def initial_weights(config: DetectionConfig, model: MaskRCNN) -> dict[str, list[str]]:

@@ -23,14 +23,15 @@ from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.data import Batch, auto_workers
 from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.detection.dataset import DetectionDataset
-from mcbeit.detection.judging import DetectedEpoch, judge
+from mcbeit.detection.judging import DetectedEpoch, check_scorable, judge
 from mcbeit.detection.mask_rcnn import MaskRCNN
-from mcbeit.detection.setup import Detection, DetectionConfig, build, make_detector
+from mcbeit.detection.setup import Detection, DetectionConfig, build, check_job, make_detector
 from mcbeit.device import choose_device
 from mcbeit.epochs import take_note
 from mcbeit.errors import RunError
 from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
+from mcbeit.parallel import share_buffers
 from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.sources import source_notes
 from mcbeit.start import check_start, with_weights
@@ -62,7 +63,9 @@ def _detect(config: DetectionConfig, given: CocoSplits | None, *, resume: bool, 
     group.first(worker.fetch)
     config = group.each(lambda: with_weights(config))
     group.first(lambda: check_start(config))
+    group.first(lambda: check_job(config, group))
     splits = given or group.each(lambda: open_coco_splits(str(config.data.required_source())))
+    group.first(lambda: check_scorable(splits.val, config.eval.backend))
     per_epoch = group.each(lambda: steps_per_epoch(len(splits.train), config.optim))
     run = group.first(lambda: open_run(config, splits.train, resume=resume, named=worker.named))
     if (summary := group.first(run.summary)) is not None:
@@ -129,6 +132,7 @@ class DetectionJob(SupervisedJob):
     def judge(self, run: RunFolder, number: float) -> tuple[DetectedEpoch, bool]:
         """See `SupervisedJob`."""
         config = self.parts.config
+        share_buffers(self.parts.model, self.group, self.device)
         epoch = judge(
             self.parts.model,
             self.splits.val,

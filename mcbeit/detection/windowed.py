@@ -74,7 +74,11 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table: nn.Parameter | None = None
         if has_table:
             self.relative_position_bias_table = nn.Parameter(torch.zeros(num_distances(extent), self.num_heads))
-        self.register_buffer("padding", _padding_bias(grid, extent), persistent=False)
+        self.reset_padding()
+
+    def reset_padding(self) -> None:
+        """Compute anew what is kept in no file."""
+        self.register_buffer("padding", _padding_bias(self.grid, self.extent), persistent=False)
 
     def forward(
         self, x: Float[Tensor, "batch patch dim"], shared_rel_pos_bias: Float[Tensor, "head query key"] | None = None

@@ -10,7 +10,9 @@ import torch
 from backbones import backbone, save_backbone
 from click.testing import CliRunner
 from measured_scenes import model_of
-from shape_scenes import write_shapes_coco
+from official import save
+from official_detectors import official_state_of, small_detector
+from shape_scenes import detection_config, write_shapes_coco
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.result import read_results
@@ -22,7 +24,8 @@ from mcbeit.cli.main import cli
 from mcbeit.config import override, validate
 from mcbeit.detection.coco import open_coco_splits
 from mcbeit.detection.detections import Detections
-from mcbeit.errors import ConfigError
+from mcbeit.detection.training import detect
+from mcbeit.errors import BenchError, ConfigError, WeightsError
 
 SMALL: dict[str, Any] = {
     "recipe": "detection-demo",
@@ -56,6 +59,8 @@ def test_run__tells_boxes_and_masks_of_the_last_epoch(weights: Path, coco: Path,
     assert list(found.metrics)[:2] == ["box_ap", "mask_ap"]
     assert {"box AP50", "mask AR_100", detection.BEST} <= set(found.metrics)
     assert found.metrics[detection.BEST].selection == "best on the test images"
+    assert found.metrics["mask_ap"].selection == "last"
+    assert found.curves[0].lines.keys() == {"box", "mask"}
     assert found.used["val"].num_used == 4
     assert [len(values) for values in found.per_class.values()] == [2, 2]
     assert len(found.pictures) == 4
@@ -96,6 +101,44 @@ def test_settings__of_a_recipe_are_checked() -> None:
     assert validate(detection.DetectionTaskConfig, {"window": 8}).values("coco-maskrcnn-base")["window"] == 8
 
 
+@pytest.mark.parametrize("tables", ["shared", "per-block"])
+def test_run__takes_bias_tables_as_the_weights_have_them(tables: str, coco: Path, tmp_path: Path) -> None:
+    norm = "tokens" if tables == "shared" else "pooled"
+    options = {"dim": 64, "depth": 4, "patch_size": 16, "bias_tables": tables, "final_norm": norm}
+    weights = save_backbone(tmp_path / "w.pth", backbone(64, **options))
+    changes = {"window": 2, "optim": {"steps": 1, "batch_size": 2}, "model": {"dim": 64, "depth": 4, "num_heads": 2}}
+    found = measure(weights, coco, tmp_path, recipe="auto", **changes)
+    assert f"windows of 2 patches, {tables} bias tables, 64 px" in found.remarks[0]
+
+
+@pytest.fixture(scope="module")
+def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that found something, and its summary."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    optim = {"steps": 60, "batch_size": 4, "lr": 3e-3, "weight_decay": 0.0}
+    return run, detect(detection_config(coco, run, optim=optim, eval={"every_epochs": 1e9, "backend": "fast"}))
+
+
+def test_run__only_measures_a_detector(trained: tuple[Path, dict[str, Any]], coco: Path, tmp_path: Path) -> None:
+    run, summary = trained
+    found = measure(run, coco, tmp_path, compute={"precision": "fp32"}, eval={"batch_size": 1})
+    assert found.metrics["box_ap"].value == pytest.approx(summary["box_ap"], abs=1e-6)
+    assert found.metrics["mask_ap"].value == pytest.approx(summary["mask_ap"], abs=1e-6)
+    assert found.remarks[0].startswith("a trained detector, only measured: ")
+    assert (found.used["train"].num_used, found.used["val"].num_used) == (0, 4)
+    assert found.metrics["box_ap"].selection == "none"
+    assert len(found.pictures) == 4
+    assert not (tmp_path / "runs").exists()
+    (kept,) = (tmp_path / "detections").iterdir()
+    assert json.loads((kept / "results.json").read_text()) == json.loads((run / "results.json").read_text())
+
+
+def test_run__of_a_detector_of_other_classes(coco: Path, tmp_path: Path) -> None:
+    three = save({"model": official_state_of(small_detector())}, tmp_path / "three.pth")
+    with pytest.raises(BenchError, match="is a detector of 3 classes, but shapes has 2; measure it on the images"):
+        measure(three, coco, tmp_path)
+
+
 def bench(*words: str) -> Any:
     return CliRunner().invoke(cli, ["bench", *words])
 
@@ -113,3 +156,18 @@ def test_bench__of_objects_end_to_end(weights: Path, coco: Path, tmp_path: Path)
     refused = bench("run", "-t", "detection", "-m", "fake", "--data", f"s={coco}", "-o", str(tmp_path / "other"))
     assert refused.exit_code == 2
     assert "detection: not possible with 'fake'" in refused.output
+
+
+def test_bench__of_a_detector_end_to_end(trained: tuple[Path, dict[str, Any]], coco: Path, tmp_path: Path) -> None:
+    words = ["-m", str(trained[0]), "--data", f"shapes={coco}", "-o", str(tmp_path), "data.num_workers=0"]
+    answer = bench("run", "-t", "detection", *words, "detection.eval={backend: fast}")
+    assert answer.exit_code == 0, answer.output
+    (result,) = read_results(tmp_path)
+    assert (result.model.spec.name, result.model.spec.dim) == ("run", 32)
+    assert result.metrics["box_ap"].value == pytest.approx(trained[1]["box_ap"], abs=0.05)  # in bf16
+    assert "objects" in write_report(tmp_path).page.read_text()
+    assert bench("verify", str(tmp_path)).exit_code == 0
+    again = bench("run", "-t", "detection", *words, "detection.eval={backend: fast}", "--resume")
+    assert again.exit_code == 0, again.output
+    with pytest.raises(WeightsError, match="is a detector, whose backbone no other job can take"):
+        _ = model_of(trained[0], tmp_path).encoder  # which other tasks ask for

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,15 @@ from tiny import stopped_after
 
 from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import load
+from mcbeit.detection.coco import open_coco_splits
 from mcbeit.detection.coco_scores import score
-from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build
+from mcbeit.detection.judging import judge
+from mcbeit.detection.loading import load_detector
+from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build, check_job
 from mcbeit.detection.training import Annotated, detect, trained_detector
+from mcbeit.device import choose_precision
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError
+from mcbeit.group import ALONE, Group
 from mcbeit.jobs import cost_lines, load_job
 from mcbeit.start import with_weights
 from mcbeit.worker import Worker
@@ -169,6 +176,10 @@ def test_annotated__is_split_with_its_targets() -> None:
         ({"data": {"source": ["a", "b"]}}, "data.source is one folder"),
         ({"compute": {"shard": "fsdp"}}, "compute.shard=fsdp is for pretraining and finetuning"),
         ({"eval": {"backend": "other"}}, "backend"),
+        (
+            {"preprocess": {"mean": [0.5] * 4, "std": [0.5] * 4}},
+            "preprocess.mean and preprocess.std have 4 numbers each",
+        ),
     ],
     ids=str,
 )
@@ -181,6 +192,9 @@ def test_config__refuses_what_cannot_work(coco: Path, tmp_path: Path, changes: d
     ("changes", "message"),
     [
         ({"preprocess": {"image_size": 60}}, "must be a multiple of model.patch_size=8"),
+        ({"preprocess": {"image_size": 8}}, "the coarsest map has a cell for 2 x 2 patches, but an image has 1 x 1 of"),
+        ({"model": {"dim": 48, "depth": 8, "num_heads": 2, "patch_size": 8}}, "model.dim=48 is no multiple of it"),
+        ({"model": {"dim": 32, "depth": 8, "num_heads": 2, "patch_size": 2}}, "patch_size=2 is no multiple of 4"),
         ({"optim": {"batch_size": 9}}, "needs 9 images per step, but the source has 8"),
         ({"optim": {"batch_size": 4, "accumulate": 3, "steps": 1}, "init": None}, "init is not set"),
         ({"data": {"num_workers": 0}}, "data.source is not set"),
@@ -194,6 +208,46 @@ def test_detect__refuses_what_cannot_work(coco: Path, tmp_path: Path, changes: d
     assert not (tmp_path / "run").exists()
 
 
+def _without_outline(content: dict[str, Any]) -> None:
+    content["annotations"][0].pop("segmentation")
+
+
+def _without_objects(content: dict[str, Any]) -> None:
+    content["annotations"].clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without_outline, r"instances_val2017.json' has 1 annotations without a segmentation, so masks cannot be"),
+        (_without_objects, r"none of the 3 test images of '.*instances_val2017.json' shows an object to find"),
+    ],
+)
+def test_detect__refuses_tests_that_cannot_be_scored(change: Any, message: str, tmp_path: Path) -> None:
+    root = write_shapes_coco(tmp_path / "coco")
+    place = root / "annotations" / "instances_val2017.json"
+    content = json.loads(place.read_text())
+    change(content)
+    place.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        detect(detection_config(root, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_detect__refuses_a_backend_that_is_not_there(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(DataError, match="COCO's scores need faster-coco-eval: pip install"):
+        detect(detection_config(coco, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def scores(entries: Iterable[dict[str, Any]]) -> list[tuple[int, float]]:
+    """The images and scores of detections, sorted."""
+    return sorted((entry["image_id"], entry["score"]) for entry in entries)
+
+
 def _of_a_group(worker: Worker, source: str, run: str) -> dict[str, Any]:
     return detect(detection_config(Path(source), Path(run), optim={"steps": 2, "batch_size": 4}), worker=worker)
 
@@ -203,8 +257,21 @@ def test_detect__of_two_workers_searches_all_images_once(coco: Path, tmp_path: P
     assert not isinstance(one, Exception), one
     assert one == two
     entries = json.loads((tmp_path / "two" / "results.json").read_text())
+    kept = load_detector(tmp_path / "two").model  # both judged the model that was saved, not one with their own norms
+    source = open_coco_splits(coco).val
+    precision = choose_precision("fp32", torch.device("cpu"))
+    again = judge(kept, source, precision, number=0.0, group=ALONE, num_workers=0, batch_size=1, backend="fast")
+    assert len(entries) > 0
+    assert np.allclose(scores(again.results), scores(entries), atol=1e-5)
     counts = {image: sum(entry["image_id"] == image for entry in entries) for image in (1, 2, 3)}
     assert max(counts.values()) <= 100
+
+
+def test_check_job__refuses_parts_that_some_workers_do_not_have(coco: Path, tmp_path: Path) -> None:
+    config = detection_config(coco, tmp_path, optim={"batch_size": 8, "accumulate": 4})
+    check_job(config, Group(size=2))
+    with pytest.raises(ConfigError, match=r"over 3 workers leaves 2 images to some of them, which optim.accumulate=4"):
+        check_job(config, Group(size=3))
 
 
 def test_preset__costs_what_the_published_model_costs() -> None:
