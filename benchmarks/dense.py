@@ -51,8 +51,8 @@ def measure(folder: Path, model: str, seed: int) -> None:
     common = ["-m", model, "-o", str(folder), "--resume", f"seed={seed}"]
     frozen = [f"{task}.{one}" for task in ("segmentation-knn", "segmentation-linear") for one in FROZEN]
     mcbeit("bench", "run", "-t", "segmentation-knn,segmentation-linear", "--data", ADE, *common, *frozen,
-           "segmentation-linear.steps=1000", "segmentation-linear.max_class_share=0.95",
-           "segmentation-knn.patches=20000")  # fmt: skip
+           "segmentation-linear.steps=1000", "segmentation-linear.warmup_steps=100",
+           "segmentation-linear.max_class_share=0.95", "segmentation-knn.patches=20000")  # fmt: skip
     mcbeit("bench", "run", "-t", "segmentation", "--data", ADE, *common, "segmentation.recipe=segmentation-demo")
     mcbeit("bench", "run", "-t", "detection", "--data", COCO, *common, "detection.recipe=detection-demo")
 

@@ -13,8 +13,6 @@ from mcbeit.segmentation.segmenter import Pyramid, Segmenter, default_taps, pixe
 from mcbeit.segmentation.upernet import ChannelDropout, FCNHead, UperHead
 from mcbeit.vit import ModelConfig, VisionTransformer
 
-transformers = pytest.importorskip("transformers", exc_type=ImportError)
-
 
 def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
     """With every number drawn, those of norms too."""
