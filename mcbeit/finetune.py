@@ -73,10 +73,8 @@ class FinetuneJob(SupervisedJob):
     """What the loop asks of finetuning."""
 
     def __init__(self, parts: Finetuning, images: FinetuneImages) -> None:
+        super().__init__(parts, images.train, images.test.source)
         self.parts, self.images = parts, images
-        self.config, self.source, self.notes = parts.config, images.train, images.notes
-        self.group, self.device, self.precision, self.state = parts.group, parts.device, parts.precision, parts.state
-        self.flops_per_image = parts.cost.total
 
     def describe(self, per_epoch: int) -> str:
         """See `SupervisedJob`."""

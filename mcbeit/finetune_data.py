@@ -14,7 +14,7 @@ from mcbeit.atomic import write_json
 from mcbeit.data import DataConfig
 from mcbeit.errors import ConfigError, DataError, RunError
 from mcbeit.runfolder import writing
-from mcbeit.sources import ImageSource, Labels, SourceKind, SubsetSource, source_notes
+from mcbeit.sources import ImageSource, Labels, SourceKind, SubsetSource
 from mcbeit.sources.imagenet import open_splits
 from mcbeit.supervised import EvalConfig
 
@@ -43,11 +43,6 @@ class FinetuneImages(NamedTuple):
     train: ImageSource
     test: Judged
     held_out: Judged | None
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know of them."""
-        return [*source_notes(self.train), *(f"test images: {note}" for note in source_notes(self.test.source))]
 
     @property
     def labels(self) -> Labels:

@@ -75,6 +75,11 @@ class Finetuning:
     state: TrainingState
     cost: Cost
 
+    @property
+    def flops_per_image(self) -> float:
+        """Of a step."""
+        return self.cost.total
+
     def judged_model(self) -> Classifier:
         """The model that counts, with all of its parameters: the averaged one if there is one.
 

@@ -5,22 +5,26 @@ lines, checkpoints, stops, and the best epoch beside the last one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from mcbeit.agreement import NO_FLAGS, Flags
+from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.config import Config
 from mcbeit.data import Batch, DataConfig, Key, ViewDataset, batch_keys, make_share_loader
-from mcbeit.device import ComputeConfig, Precision
+from mcbeit.device import ComputeConfig, Precision, choose_device
+from mcbeit.errors import RunError
 from mcbeit.group import Group
 from mcbeit.meter import Meter, StepResult, is_due, status_line
 from mcbeit.metric_log import MetricLog
 from mcbeit.optim import OptimConfig, crops_per_step
 from mcbeit.runfolder import RunConfig, RunFolder
-from mcbeit.sources import ImageSource
+from mcbeit.sources import ImageSource, source_notes
 from mcbeit.state import TrainingState
 from mcbeit.watch import Watch
 from mcbeit.worker import Worker
@@ -69,17 +73,50 @@ class JudgedEpoch(Protocol):
         ...
 
 
-class SupervisedJob(ABC):
-    """A job as it is before step 0."""
+@runtime_checkable
+class Parts(Protocol):
+    """What a job is built of before step 0."""
 
-    config: SupervisedConfig
-    source: ImageSource  # the images that it learns from
-    group: Group
-    device: torch.device
-    precision: Precision
-    state: TrainingState
-    flops_per_image: float  # of a step
-    notes: Sequence[str] = ()  # what a person should know of the images
+    @property
+    def config(self) -> SupervisedConfig:
+        """What was asked for."""
+        ...
+
+    @property
+    def group(self) -> Group:
+        """The workers."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """In which numbers."""
+        ...
+
+    @property
+    def state(self) -> TrainingState:
+        """What learning changes."""
+        ...
+
+    @property
+    def flops_per_image(self) -> float:
+        """Of a step."""
+        ...
+
+
+class SupervisedJob(ABC):
+    """A job as it is before step 0, of images to learn from and of others to be judged by."""
+
+    def __init__(self, parts: Parts, source: ImageSource, test: ImageSource) -> None:
+        self.config, self.source, self.state = parts.config, source, parts.state
+        self.group, self.device, self.precision = parts.group, parts.device, parts.precision
+        self.flops_per_image = parts.flops_per_image
+        # what a person should know of the images
+        self.notes = [*source_notes(source), *(f"test images: {note}" for note in source_notes(test))]
 
     @abstractmethod
     def describe(self, per_epoch: int) -> str:
@@ -126,6 +163,18 @@ class SupervisedJob(ABC):
             f"{parameters / 1e6:.1f} M parameters, {self.flops_per_image / 1e9:.3g} GFLOP per image, "
             f"{workers}{self.precision.name} on {self.device}"
         )
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def as_trained(model: M, run: Path) -> M:
+    """The model with the numbers of the newest checkpoint of a run, in evaluation mode. Raises RunError without one."""
+    checkpoint = CheckpointFolder(run / "checkpoints").newest()
+    if checkpoint is None:
+        raise RunError(f"the run '{run}' has no checkpoint; go on with: mcbeit train {run / 'config.yaml'} --resume")
+    model.load_state_dict(checkpoint.tensors["model"])
+    return model.to(choose_device()).eval()
 
 
 def learn(job: SupervisedJob, run: RunFolder, worker: Worker, *, per_epoch: int) -> dict[str, Any]:

@@ -107,6 +107,15 @@ def test_finetune__resumes_as_if_never_stopped(shapes: Path, tests: Path, tmp_pa
     assert whole["best"]["metric"] == "held_out_top1"
 
 
+def test_finetune__notes_tell_of_the_images_of_both_kinds(shapes: Path, tmp_path: Path) -> None:
+    folder = write_shapes(tmp_path / "val", count=4)
+    (folder / "disc" / "notes.doc").touch()
+    config = finetune_config(shapes, tmp_path / "run", eval={"source": str(folder)})
+    images = open_images(config)
+    job = FinetuneJob(build(config, images), images)
+    assert job.notes == ["test images: 1 files of other kinds are passed over: 1 x .doc"]
+
+
 def test_finetune__of_a_finished_run_only_tells(shapes: Path, tmp_path: Path) -> None:
     config = finetune_config(shapes, tmp_path)
     summary = finetune(config)

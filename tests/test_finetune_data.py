@@ -74,13 +74,6 @@ def test_divide__all_of_it(both: Path) -> None:
     assert images.test.labels.tolist() == [0] * 5 + [1] * 5
 
 
-def test_notes__tell_of_both_sources(both: Path, tmp_path: Path) -> None:
-    folder = write_shapes(tmp_path / "val", count=4)
-    (folder / "disc" / "notes.doc").touch()
-    images = divide(opened(both / "train"), opened(folder))
-    assert images.notes == ["test images: 1 files of other kinds are passed over: 1 x .doc"]
-
-
 @pytest.mark.parametrize(("fraction", "per_class"), [(0.5, 6), (0.26, 3), (0.01, 1)])
 def test_divide__takes_a_share_of_each_class_and_at_least_one(both: Path, fraction: float, per_class: int) -> None:
     images = divided(both, label_fraction=fraction)

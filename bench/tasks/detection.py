@@ -26,13 +26,14 @@ from mcbeit.detection.dataset import load_whole
 from mcbeit.detection.judging import check_scorable, judge
 from mcbeit.detection.loading import LoadedDetector
 from mcbeit.detection.mask_rcnn import MaskRCNN
-from mcbeit.detection.setup import DetectionConfig, DetectionEvalConfig
-from mcbeit.detection.training import FILES, detect, keep_results, trained_detector
+from mcbeit.detection.setup import DetectionConfig, DetectionEvalConfig, make_detector
+from mcbeit.detection.training import FILES, detect, keep_results
 from mcbeit.device import ComputeConfig, choose_device, choose_precision
 from mcbeit.epochs import LAST
 from mcbeit.errors import BenchError, ImageError
 from mcbeit.group import ALONE
 from mcbeit.probe import pick
+from mcbeit.supervised import as_trained
 
 PRIMARY, MASK, BEST = "box_ap", "mask_ap", "box_ap, best epoch"
 KINDS = {"box": PRIMARY, "mask": MASK}
@@ -81,7 +82,7 @@ def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outc
         f"run: {folder}, with {FILES['last'][0]}; scored by {job.eval.backend}",
     )
     outcome.seconds = {"train and judge": seconds}
-    detector = trained_detector(folder, job, len(splits.val.classes))
+    detector = as_trained(make_detector(job, len(splits.val.classes)), folder)
     outcome.pictures = _pictures(splits.val, detector, job.compute, config.seed)
     return outcome
 

@@ -24,8 +24,9 @@ from mcbeit.group import ALONE
 from mcbeit.segmentation.judging import Windows, find_classes, judge
 from mcbeit.segmentation.loading import holds_segmenter, load_segmenter
 from mcbeit.segmentation.scene_crops import SceneConfig
-from mcbeit.segmentation.setup import SceneEvalConfig, SegmentationConfig
-from mcbeit.segmentation.training import read_kept_areas, segment, trained_segmenter
+from mcbeit.segmentation.setup import SceneEvalConfig, SegmentationConfig, make_segmenter
+from mcbeit.segmentation.training import read_kept_areas, segment
+from mcbeit.supervised import as_trained
 
 BEST = f"{PRIMARY}, best epoch"
 
@@ -60,7 +61,7 @@ def run(model: BenchModel, data: BenchData, config: SegmentationTaskConfig) -> O
     job, scenes, before = make_job(model, data, config), data.scenes(), time.monotonic()
     summary = run_job_of(job, model, data, segment, scenes=scenes)
     seconds, folder = time.monotonic() - before, Path(job.run)
-    segmenter, device = trained_segmenter(folder, job, scenes.train.num_classes), choose_device()
+    segmenter, device = as_trained(make_segmenter(job, scenes.train.num_classes), folder), choose_device()
     precision = choose_precision(job.compute.precision, device)
     best, judged = scene_metrics(read_kept_areas(folder, "best"), seed=config.seed), summary["judged"]
     return scene_outcome(

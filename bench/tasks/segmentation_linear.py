@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,10 +24,11 @@ from mcbeit.bench.tasks.scene_scores import scene_outcome
 from mcbeit.bench.tasks.scene_windows import FrozenEncoder, Grids, SceneTaskConfig, WindowDataset
 from mcbeit.bench.tasks.task import BenchTask, Outcome
 from mcbeit.data import Batch, auto_workers
-from mcbeit.device import PRECISIONS
+from mcbeit.device import PRECISIONS, Precision
+from mcbeit.encoder import EncoderSpec
 from mcbeit.epochs import LAST, take_note
 from mcbeit.errors import BenchError
-from mcbeit.group import ALONE
+from mcbeit.group import ALONE, Group
 from mcbeit.meter import StepResult
 from mcbeit.optim import adamw, steps_per_epoch
 from mcbeit.runfolder import RunFolder, open_run
@@ -86,19 +87,33 @@ class HeadRun(SupervisedConfig):
     optim: PolynomialConfig
 
 
+class HeadParts(NamedTuple):
+    """A head before step 0."""
+
+    config: HeadRun
+    head: LinearHead
+    state: TrainingState
+    flops_per_image: float  # those of the encoder are not known
+    group: Group = ALONE
+    device: torch.device = torch.device("cpu")
+    precision: Precision = PRECISIONS["fp32"]
+
+
+def build_head(config: HeadRun, spec: EncoderSpec, num_classes: int) -> HeadParts:
+    """A head for the patch features of an encoder."""
+    torch.manual_seed(config.seed)
+    head = LinearHead(spec.patch_dim, num_classes)
+    groups = [{"params": list(head.parameters()), "weight_decay": config.optim.weight_decay}]
+    state = TrainingState.start(head, adamw(groups, config.optim), PRECISIONS["fp32"], teacher_of=None)
+    return HeadParts(config, head, state, 6.0 * spec.grid[0] * spec.grid[1] * head.conv_seg.weight.numel())
+
+
 class LinearSegmentation(SupervisedJob):
     """What the loop asks of a head."""
 
-    def __init__(self, config: HeadRun, frozen: FrozenEncoder, scenes: Scenes, task: LinearSceneConfig) -> None:
-        torch.manual_seed(config.seed)
-        self.config, self.frozen, self.scenes, self.task = config, frozen, scenes, task
-        self.source, self.group, self.device = scenes.train, ALONE, torch.device("cpu")
-        self.precision = PRECISIONS["fp32"]
-        self.head = LinearHead(frozen.encoder.spec.patch_dim, scenes.train.num_classes)
-        rows, columns = frozen.encoder.spec.grid
-        self.flops_per_image = 6.0 * rows * columns * self.head.conv_seg.weight.numel()  # the encoder's are not known
-        groups = [{"params": list(self.head.parameters()), "weight_decay": config.optim.weight_decay}]
-        self.state = TrainingState.start(self.head, adamw(groups, config.optim), self.precision, teacher_of=None)
+    def __init__(self, parts: HeadParts, frozen: FrozenEncoder, scenes: Scenes, task: LinearSceneConfig) -> None:
+        super().__init__(parts, scenes.train, scenes.val)
+        self.head, self.frozen, self.scenes, self.task = parts.head, frozen, scenes, task
 
     def describe(self, per_epoch: int) -> str:
         """See `SupervisedJob`."""
@@ -158,7 +173,8 @@ def run(model: BenchModel, data: BenchData, config: LinearSceneConfig) -> Outcom
     worker = Worker(stop=model.cache.stop)
     with worker.at_work(job.run, threads=model.config.threads):
         folder = open_run(job, scenes.train, resume=True)
-        head = LinearSegmentation(job, frozen, scenes, config)
+        parts = build_head(job, model.encoder.spec, scenes.train.num_classes)
+        head = LinearSegmentation(parts, frozen, scenes, config)
         summary = folder.summary() or learn(head, folder, worker, per_epoch=per_epoch)
         folder.go_on(head.state)
     return scene_outcome(

@@ -19,21 +19,16 @@ from torch import Tensor
 
 from mcbeit.agreement import NO_FLAGS, Flags
 from mcbeit.atomic import write_json
-from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.data import Batch, auto_workers
 from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.detection.dataset import DetectionDataset
 from mcbeit.detection.judging import DetectedEpoch, check_scorable, judge
-from mcbeit.detection.mask_rcnn import MaskRCNN
-from mcbeit.detection.setup import Detection, DetectionConfig, build, check_job, make_detector
-from mcbeit.device import choose_device
+from mcbeit.detection.setup import Detection, DetectionConfig, build, check_job
 from mcbeit.epochs import take_note
-from mcbeit.errors import RunError
 from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
 from mcbeit.parallel import share_buffers
 from mcbeit.runfolder import RunFolder, open_run, writing
-from mcbeit.sources import source_notes
 from mcbeit.start import check_start, with_weights
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
@@ -74,25 +69,13 @@ def _detect(config: DetectionConfig, given: CocoSplits | None, *, resume: bool, 
     return learn(DetectionJob(parts, splits), run, worker, per_epoch=per_epoch)
 
 
-def trained_detector(run: Path, config: DetectionConfig, num_classes: int) -> MaskRCNN:
-    """The model of a run as its newest checkpoint has it, in evaluation mode. Raises RunError if there is none."""
-    checkpoint = CheckpointFolder(run / "checkpoints").newest()
-    if checkpoint is None:
-        raise RunError(f"the run '{run}' has no checkpoint; go on with: mcbeit train {run / 'config.yaml'} --resume")
-    model = make_detector(config, num_classes)
-    model.load_state_dict(checkpoint.tensors["model"])
-    return model.to(choose_device()).eval()
-
-
 class DetectionJob(SupervisedJob):
     """What the loop asks of detection."""
 
     def __init__(self, parts: Detection, splits: CocoSplits) -> None:
+        super().__init__(parts, splits.train, splits.val)
         self.parts, self.splits = parts, splits
-        self.config, self.source, self.flops_per_image = parts.config, splits.train, parts.flops_per_image
-        self.group, self.device, self.precision, self.state = parts.group, parts.device, parts.precision, parts.state
-        tests = (f"test images: {note}" for note in source_notes(splits.val))
-        self.notes = [*source_notes(splits.train), *tests, *self.norm_notes()]
+        self.notes += self.norm_notes()
 
     def describe(self, per_epoch: int) -> str:
         """See `SupervisedJob`."""

@@ -19,11 +19,9 @@ from torch import Tensor
 
 from mcbeit.agreement import NO_FLAGS, Flags
 from mcbeit.atomic import write_bytes
-from mcbeit.checkpoint import CheckpointFolder
 from mcbeit.data import Batch, auto_workers
 from mcbeit.device import choose_device
 from mcbeit.epochs import take_note
-from mcbeit.errors import RunError
 from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
 from mcbeit.parallel import share_buffers
@@ -31,9 +29,7 @@ from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.segmentation.judging import ScoredEpoch, judge
 from mcbeit.segmentation.scene_crops import SceneDataset
 from mcbeit.segmentation.scenes import Scenes, open_scenes
-from mcbeit.segmentation.segmenter import Segmenter
-from mcbeit.segmentation.setup import Segmentation, SegmentationConfig, build, check_job, make_segmenter
-from mcbeit.sources import source_notes
+from mcbeit.segmentation.setup import Segmentation, SegmentationConfig, build, check_job
 from mcbeit.start import check_start, with_weights
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
@@ -76,25 +72,13 @@ def _place(config: SegmentationConfig) -> str:
     return place
 
 
-def trained_segmenter(run: Path, config: SegmentationConfig, num_classes: int) -> Segmenter:
-    """The model of a run as its newest checkpoint has it, in evaluation mode. Raises RunError if there is none."""
-    checkpoint = CheckpointFolder(run / "checkpoints").newest()
-    if checkpoint is None:
-        raise RunError(f"the run '{run}' has no checkpoint; go on with: mcbeit train {run / 'config.yaml'} --resume")
-    model = make_segmenter(config, num_classes)
-    model.load_state_dict(checkpoint.tensors["model"])
-    return model.to(choose_device()).eval()
-
-
 class SegmentationJob(SupervisedJob):
     """What the loop asks of segmentation."""
 
     def __init__(self, parts: Segmentation, scenes: Scenes) -> None:
+        super().__init__(parts, scenes.train, scenes.val)
         self.parts, self.scenes = parts, scenes
-        self.config, self.source, self.flops_per_image = parts.config, scenes.train, parts.flops_per_image
-        self.group, self.device, self.precision, self.state = parts.group, parts.device, parts.precision, parts.state
-        tests = (f"test images: {note}" for note in source_notes(scenes.val))
-        self.notes = [*source_notes(scenes.train), *tests, *self.norm_notes()]
+        self.notes += self.norm_notes()
 
     def describe(self, per_epoch: int) -> str:
         """See `SupervisedJob`."""

@@ -23,12 +23,13 @@ from mcbeit.detection.coco_scores import score
 from mcbeit.detection.judging import judge
 from mcbeit.detection.loading import load_detector
 from mcbeit.detection.setup import DetectionConfig, DetectionOptimConfig, build, check_job, make_detector
-from mcbeit.detection.training import Annotated, detect, trained_detector
+from mcbeit.detection.training import Annotated, detect
 from mcbeit.device import choose_precision
 from mcbeit.errors import ConfigError, DataError, Interrupted, RunError
 from mcbeit.group import ALONE, Group
 from mcbeit.jobs import cost_lines, load_job
 from mcbeit.start import with_weights
+from mcbeit.supervised import as_trained
 from mcbeit.worker import Worker
 
 OFTEN: dict[str, Any] = {"log": {"every_steps": 1, "tensorboard": False}, "checkpoint": {"every_epochs": 0.5}}
@@ -82,7 +83,7 @@ def test_detect__resumes_as_if_never_stopped(coco: Path, tmp_path: Path) -> None
     assert again == detection_config(coco, tmp_path / "whole", **OFTEN)
     with pytest.raises(RunError, match="exists already"):
         detect(again)
-    model = trained_detector(tmp_path / "whole", again, 2)
+    model = as_trained(make_detector(again, 2), tmp_path / "whole")
     assert all(torch.equal(value, one[name]) for name, value in model.state_dict().items())
 
 
