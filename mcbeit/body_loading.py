@@ -25,8 +25,8 @@ from mcbeit.network_weights import (
 )
 from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.weight_files import timm_preprocess
+from mcbeit.weight_fitting import load_backbone
 from mcbeit.weight_layouts import TimmCall, timm_call
-from mcbeit.weights import load_backbone
 
 RANDOM = "random"
 

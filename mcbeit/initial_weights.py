@@ -14,7 +14,8 @@ from mcbeit.file_hash import file_hash
 from mcbeit.masked import MaskedImageModel
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import SIZES, ModelConfig, VisionTransformer
-from mcbeit.weights import Weights, fit_backbone, read_weights
+from mcbeit.weight_fitting import fit_backbone
+from mcbeit.weights import Weights, read_weights
 
 SHAPE = ("dim", "depth", "num_heads")
 

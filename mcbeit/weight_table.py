@@ -10,7 +10,8 @@ from typing import Any
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import ModelConfig
 from mcbeit.weight_account import Account
-from mcbeit.weights import Weights, plan_backbone
+from mcbeit.weight_fitting import plan_backbone
+from mcbeit.weights import Weights
 
 POSITIONS = {
     "relative": "relative positions",

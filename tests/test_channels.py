@@ -24,7 +24,7 @@ from mcbeit.sources import ImageSource, open_source
 from mcbeit.tokenizer_choice import load_run
 from mcbeit.tokenizer_training import train_tokenizer
 from mcbeit.weight_conversion import convert_weights
-from mcbeit.weights import load_backbone
+from mcbeit.weight_fitting import load_backbone
 
 
 def npy(values: np.ndarray) -> bytes:

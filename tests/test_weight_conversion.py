@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mcbeit.errors import WeightsError
 from mcbeit.weight_conversion import convert_weights
+from mcbeit.weight_fitting import load_backbone
 from mcbeit.weight_layouts import timm_call
-from mcbeit.weights import load_backbone, read_weights
+from mcbeit.weights import read_weights
 
 PRETRAIN_HEAD = {"mask_token", "lm_head.weight", "lm_head.bias"}
 SUFFIXES = {"mcbeit": ".safetensors", "timm": ".safetensors", "official-pretrain": ".pth", "official-finetune": ".pth"}

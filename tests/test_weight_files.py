@@ -25,7 +25,8 @@ from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.vit import ModelConfig
 from mcbeit.weight_conversion import convert_weights
 from mcbeit.weight_files import official_preprocess, open_weights, timm_preprocess
-from mcbeit.weights import load_backbone, read_weights
+from mcbeit.weight_fitting import load_backbone
+from mcbeit.weights import read_weights
 
 MODEL = ModelConfig(dim=32, depth=2, num_heads=2, patch_size=4, drop_path=0.2)
 TIMM_NAME = "mcbeit_test_beit"

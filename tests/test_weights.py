@@ -24,7 +24,8 @@ from mcbeit.relative_position import resize_table
 from mcbeit.vit import ModelConfig, VisionTransformer, resize_positions
 from mcbeit.weight_account import Account
 from mcbeit.weight_architecture import infer_model, model_shapes
-from mcbeit.weights import load_backbone, read_weights
+from mcbeit.weight_fitting import load_backbone
+from mcbeit.weights import read_weights
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

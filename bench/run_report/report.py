@@ -23,7 +23,8 @@ from mcbeit.probe import RECALL_COUNTS, OnlineProbe
 from mcbeit.progress import Display
 from mcbeit.vit import VisionTransformer
 from mcbeit.weight_files import TIMM
-from mcbeit.weights import load_backbone, read_weights
+from mcbeit.weight_fitting import load_backbone
+from mcbeit.weights import read_weights
 
 NO_LABELS = "no table: the images have no labels; with eval.gallery and eval.queries a run names some that have"
 

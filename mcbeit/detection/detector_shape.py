@@ -15,7 +15,7 @@ from mcbeit.errors import WeightsError
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import ModelConfig
 from mcbeit.weight_architecture import BLOCK_TABLE, HEAD_DIM, hidden_ratio
-from mcbeit.weights import SCORES
+from mcbeit.weights import DETECTOR_SCORES
 
 WINDOWED, WHOLE = (f"backbone.{kind}_rel_pos_bias.relative_position_bias_table" for kind in ("windowed", "global"))
 
@@ -49,7 +49,7 @@ def infer_detector(tensors: Mapping[str, Tensor], origin: str, name_in_file: Cal
     dim, _, patch, _ = found.of("backbone.patch_embed.proj.weight", 4)
     grid = found.side("backbone.pos_embed", found.of("backbone.pos_embed", 3)[1])
     hidden, _ = found.of("backbone.blocks.0.mlp.fc1.weight", 2)
-    scores, head_dim = found.of(SCORES, 2)
+    scores, head_dim = found.of(DETECTOR_SCORES, 2)
     depth = sum(f"backbone.blocks.{i}.mlp.fc1.weight" in tensors for i in range(len(tensors)))
     per_block = f"backbone.blocks.0.{BLOCK_TABLE}"
     table = next((name for name in (WINDOWED, WHOLE, per_block) if name in tensors), None)

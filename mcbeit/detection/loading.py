@@ -24,7 +24,8 @@ from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.preprocess import Preprocess
 from mcbeit.weight_account import Account, some
 from mcbeit.weight_files import TIMM, StoredWeights, open_weights, run_of
-from mcbeit.weights import SCORES, casting, take_tensors
+from mcbeit.weight_fitting import casting
+from mcbeit.weights import DETECTOR_SCORES, take_tensors
 
 BATCHES = "num_batches_tracked"  # of batch norms: not needed to use them, and old files have none
 OWN_PARTS = ("pyramid.", "rpn.", "roi_heads.")  # beside the backbone
@@ -42,15 +43,15 @@ class LoadedDetector(NamedTuple):
 
 def holds_detector(source: str | Path) -> bool:
     """Whether weights are those of a detector. Raises WeightsError if they cannot be read."""
-    return not str(source).startswith(TIMM) and SCORES in open_weights(source).names()
+    return not str(source).startswith(TIMM) and DETECTOR_SCORES in open_weights(source).names()
 
 
 def load_detector(source: str | Path) -> LoadedDetector:
     """Read a detector. Raises WeightsError that names every key that is missing, unknown or of another size."""
     stored = open_weights(source)
     names = stored.names()
-    if SCORES not in names:
-        raise WeightsError(f"'{source}' is no detector: it has no '{SCORES}'; it holds {some(stored.tensors)}")
+    if DETECTOR_SCORES not in names:
+        raise WeightsError(f"'{source}' is no detector: it has no '{DETECTOR_SCORES}'; it holds {some(stored.tensors)}")
     account = Account(stored.origin, (*stored.tensors, *stored.beside), owner="a Mask R-CNN on BEiT")
     for key, why in stored.beside.items():
         account.note(key, "ignored", why)
@@ -84,7 +85,7 @@ def _shape(stored: StoredWeights, tensors: dict[str, Tensor], name_in_file: Call
     if run is None:
         return infer_detector(tensors, stored.origin, name_in_file)
     config = load(DetectionConfig, run / "config.yaml")
-    num_classes = max(1, len(tensors[SCORES]) - 1)
+    num_classes = max(1, len(tensors[DETECTOR_SCORES]) - 1)
     return DetectorShape(config.model, config.preprocess.image_size, config.window, num_classes, config.detector)
 
 

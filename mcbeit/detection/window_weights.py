@@ -13,7 +13,8 @@ from mcbeit.relative_position import NUM_CLS_ROWS, resize_table
 from mcbeit.vit import ModelConfig, resize_positions
 from mcbeit.weight_account import Account, some
 from mcbeit.weight_architecture import BLOCK_TABLE, SHARED_TABLE
-from mcbeit.weights import IGNORED, Weights, casting
+from mcbeit.weight_fitting import IGNORED, casting
+from mcbeit.weights import Weights
 
 TABLE = "relative_position_bias_table"
 UNUSED = {

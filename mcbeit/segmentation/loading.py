@@ -18,7 +18,8 @@ from mcbeit.segmentation.setup import HeadConfig, SegmentationConfig
 from mcbeit.vit import VisionTransformer
 from mcbeit.weight_account import Account, some
 from mcbeit.weight_files import StoredWeights, open_weights, run_of
-from mcbeit.weights import DENSE_PART, fit_backbone, hollow_backbone, weights_of
+from mcbeit.weight_fitting import fit_backbone, hollow_backbone
+from mcbeit.weights import DENSE_PART, weights_of
 
 SCORES = "decode_head.conv_seg.weight"
 BATCHES = "num_batches_tracked"  # of batch norms: not needed to use them, and old files have none

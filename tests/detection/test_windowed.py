@@ -14,7 +14,8 @@ from mcbeit.detection.windowed import WindowedBackbone, expand_table, join_windo
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.relative_position import resize_table
 from mcbeit.vit import ModelConfig
-from mcbeit.weights import load_backbone, read_weights
+from mcbeit.weight_fitting import load_backbone
+from mcbeit.weights import read_weights
 
 TINY = {"dim": 32, "depth": 8, "num_heads": 2, "patch_size": 4, "drop_path": 0.0}
 SHAPE = Shape(dim=32, depth=8, heads=2, patch=4, grid=4)
