@@ -10,11 +10,10 @@ a linear layer and by neighbours. What is done is kept; the same command goes on
 """
 
 import argparse
-import statistics
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from objectives import mcbeit, spread  # the script beside this one
 
 from mcbeit.bench.result import Result, read_results
 from mcbeit.cli.tables import print_table
@@ -61,25 +60,13 @@ def table(folders: dict[str, Path]) -> tuple[list[str], list[list[str]]]:
     """Means over seeds with the deviation between seeds, in percent."""
     rows = []
     for name, folder in folders.items():
-        results = list(read_results(folder))
-        rows.append([name, *(spread(list(values(results, *column))) for column in COLUMNS)])
+        found = [list(values(list(read_results(folder)), *column)) for column in COLUMNS]
+        rows.append([name, *(spread(one) if one else "" for one in found)])
     return ["%, mean ± deviation over seeds", *COLUMNS.values()], rows
 
 
 def values(results: list[Result], task: str, metric: str) -> Iterator[float]:
     return (100 * one.metrics[metric].value for one in results if one.task.name == task)
-
-
-def spread(found: list[float]) -> str:
-    if not found:
-        return ""
-    deviation = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.2f}{deviation} ({len(found)})"
-
-
-def mcbeit(*words: str) -> None:
-    print("$ mcbeit", *words, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "mcbeit.cli.main", *words], check=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
 from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.sources.imagenet import Splits
-from mcbeit.start import check_start, with_weights
+from mcbeit.start import ready
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
 from mcbeit.worker import Worker
@@ -46,9 +46,7 @@ def finetune(
 
 def _finetune(config: FinetuneConfig, splits: Splits | None, *, resume: bool, worker: Worker) -> dict[str, Any]:
     group = worker.group
-    group.first(worker.fetch)
-    config = group.each(lambda: with_weights(config))
-    group.first(lambda: check_start(config))
+    config = ready(config, worker)
     images = group.each(lambda: open_images(config, splits))
     per_epoch = group.each(lambda: steps_per_epoch(len(images.train), config.optim))
     run = group.first(lambda: _open(config, images, worker, resume=resume))

@@ -12,6 +12,7 @@ from mcbeit.preprocess import Preprocess
 from mcbeit.supervised import SupervisedConfig
 from mcbeit.vit import ModelConfig
 from mcbeit.weights import read_weights
+from mcbeit.worker import Worker
 
 RANDOM = "random"
 FINETUNED: dict[str, Any] = {"bias_tables": "per-block", "final_norm": "pooled"}  # of models, unless they are told
@@ -82,8 +83,19 @@ def with_weights(config: C) -> C:
     return validate(type(config), values, origin=f"the config, with init={config.init}")
 
 
-def check_start(config: StartConfig) -> None:
-    """Raise now what starting from the initial weights would raise after other work."""
+def ready(config: C, worker: Worker) -> C:
+    """`with_weights`, with the run folder up to date; raises now what starting would raise after other work.
+
+    All workers call it.
+    """
+    group = worker.group
+    group.first(worker.fetch)
+    config = group.each(lambda: with_weights(config))
+    group.first(lambda: _check_start(config))
+    return config
+
+
+def _check_start(config: StartConfig) -> None:
     _ = config.grid_side
     check_init(config.weights, Path(config.run), config.model, config.data.channels)
 

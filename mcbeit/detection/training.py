@@ -29,7 +29,7 @@ from mcbeit.meter import StepResult
 from mcbeit.optim import steps_per_epoch
 from mcbeit.parallel import share_buffers
 from mcbeit.runfolder import RunFolder, open_run, writing
-from mcbeit.start import check_start, with_weights
+from mcbeit.start import ready
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
 from mcbeit.worker import Worker
@@ -55,9 +55,7 @@ def detect(
 
 def _detect(config: DetectionConfig, given: CocoSplits | None, *, resume: bool, worker: Worker) -> dict[str, Any]:
     group = worker.group
-    group.first(worker.fetch)
-    config = group.each(lambda: with_weights(config))
-    group.first(lambda: check_start(config))
+    config = ready(config, worker)
     group.first(lambda: check_job(config, group))
     splits = given or group.each(lambda: open_coco_splits(str(config.data.required_source())))
     group.first(lambda: check_scorable(splits.val, config.eval.backend))

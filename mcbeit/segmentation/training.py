@@ -30,7 +30,7 @@ from mcbeit.segmentation.judging import ScoredEpoch, judge
 from mcbeit.segmentation.scene_crops import SceneDataset
 from mcbeit.segmentation.scenes import Scenes, open_scenes
 from mcbeit.segmentation.setup import Segmentation, SegmentationConfig, build, check_job
-from mcbeit.start import check_start, with_weights
+from mcbeit.start import ready
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
 from mcbeit.worker import Worker
@@ -53,9 +53,7 @@ def segment(
 
 def _segment(config: SegmentationConfig, given: Scenes | None, *, resume: bool, worker: Worker) -> dict[str, Any]:
     group = worker.group
-    group.first(worker.fetch)
-    config = group.each(lambda: with_weights(config))
-    group.first(lambda: check_start(config))
+    config = ready(config, worker)
     check_job(config, group, choose_device())
     scenes = given or group.each(lambda: open_scenes(_place(config)))
     per_epoch = group.each(lambda: steps_per_epoch(len(scenes.train), config.optim))
