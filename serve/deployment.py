@@ -30,7 +30,7 @@ from mcbeit.serve.service import Service
 from mcbeit.serve.store_items import StoreError
 
 LOGGER = logging.getLogger("mcbeit.serve")
-APPLICATION = "mcbeit"
+APPLICATION, NOT_STARTED = "mcbeit", "NOT_STARTED"
 SPARE = 64  # requests beside those that wait for the model: health, metrics, pages
 CPUS_ELSEWHERE = 2.0  # per replica, on a cluster of which this machine knows nothing
 LOOK_BACK = 11.0, 30.0  # seconds of which the mean is taken: the least that Ray allows, and its default
@@ -177,7 +177,7 @@ def status() -> tuple[str, str]:
     """RUNNING when all replicas are there, DEPLOY_FAILED, or another word of Ray; and the end of what Ray says."""
     application = serve.status().applications.get(APPLICATION)
     if application is None:
-        return "NOT_STARTED", ""
+        return NOT_STARTED, ""
     told = [application.message, *(deployment.message for deployment in application.deployments.values())]
     ends = [text.strip().splitlines()[-1] for text in told if text.strip()]
     return str(application.status.value), " ".join(dict.fromkeys(ends))

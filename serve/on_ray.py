@@ -21,6 +21,7 @@ from mcbeit.temporary import temporary_folder
 
 POLL_SECONDS = 0.1
 READY_SECONDS = 120.0
+ANSWER_SECONDS = 60.0  # from the start of the last replica to the first answer
 RUNNING, FAILED = "RUNNING", "DEPLOY_FAILED"  # states in the words of Ray Serve
 
 
@@ -46,6 +47,7 @@ def run_on_ray(config: ServeConfig, *, told: Callable[[str], None]) -> None:
         # once more: Ray has put its own handlers in place of ours
         with ray_cluster(Scale(1, 1, address=config.ray.address)) as (ray, _), stop.listening():
             _check_room(config, ray.cluster_resources())
+            _check_alone()
             _serve(config, port, stop, hang_ups, told)
     told("stopped; every request that was accepted is answered")
 
@@ -66,6 +68,18 @@ def _check_room(config: ServeConfig, has: Mapping[str, float]) -> None:
         raise RunError(
             f"ray.replicas={config.ray.replicas} with {asked} each do not fit this machine, which has {found}; lower "
             "ray.replicas, ray.cpus or ray.gpus"
+        )
+
+
+def _check_alone() -> None:
+    """Raise RunError if the cluster serves already: its service would be replaced, and be ended with this one."""
+    from mcbeit.serve import deployment
+
+    state, _ = deployment.status()
+    if state != deployment.NOT_STARTED:
+        raise RunError(
+            f"the cluster has a service called '{deployment.APPLICATION}' ({state}); end it first, by its own command "
+            f"or by `serve delete {deployment.APPLICATION}`, or load new models into it as docs/serve-cluster.md says"
         )
 
 
@@ -95,10 +109,17 @@ def _wait_until_ready(config: ServeConfig, address: str, stop: StopRequest) -> N
     from mcbeit.serve import deployment
 
     until = time.monotonic() + READY_SECONDS if config.ray.address is None else float("inf")
+    started = None  # the last of the replicas
     while not stop() and not deployment.is_ready(address):
-        state, said = deployment.status()
-        if state == FAILED or time.monotonic() > until:
+        (state, said), now = deployment.status(), time.monotonic()
+        if state == FAILED or now > until:
             raise RunError(f"the service at {address} did not become ready ({state}): {said or 'Ray says no more'}")
+        started = (started or now) if state == RUNNING else None
+        if started is not None and now - started > ANSWER_SECONDS:
+            raise RunError(
+                f"all replicas run, but nothing answers at {address}: the cluster's Ray Serve may have been started "
+                "with another host or port; give these, or end it by `serve shutdown`"
+            )
         time.sleep(POLL_SECONDS)
 
 

@@ -1,6 +1,7 @@
 """Settings that hold for every test."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import settings
 
 # One thread, set before torch is imported: threads that wait for each other take minutes on a busy machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell that starts pytest in the background lets it ignore Ctrl-C, and all that it starts, which tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, no files left in the checkout, and no verdict by the clock of a busy machine.
 settings.register_profile("mcbeit", derandomize=True, database=None, deadline=None)

@@ -114,6 +114,7 @@ def test_serve__the_only_replica_killed_costs_our_client_nothing() -> None:
     picture = encode(photo(seed=1))
     with served("--fake", *FRESH) as service, Client(service.address, timeout=60.0, retries=8) as client:
         client.embed([picture])
+        service.wait_for(1)
         killed_at = time.monotonic()
         kill_one(service)
         client.embed([picture])
@@ -271,6 +272,9 @@ def test_serve__on_a_cluster_that_is_there(head: Head, monkeypatch: pytest.Monke
         answer = httpx.post(f"{service.address}/v1/embed", content=encode(photo()), timeout=60, trust_env=False)
         assert answer.status_code == 401
         with Client(service.address, api_key="secret") as client:
+            assert client.embed([encode(photo())]).shape == (1, FakeEncoder().spec.dim)
+            second = begin("serve", "--fake", f"ray.address={head.address}", "ray.cpus=1", "port=0")
+            assert "the cluster has a service called 'mcbeit' (RUNNING); end it first" in finish(second, code=1)
             assert client.embed([encode(photo())]).shape == (1, FakeEncoder().spec.dim)
         code, _ = service.stop()
         assert code == 0

@@ -11,9 +11,11 @@ from serving import serve_config
 
 from mcbeit.errors import ConfigError, EncoderError, RunError
 from mcbeit.machine import num_cores
+from mcbeit.serve import on_ray
 from mcbeit.serve.config import KEYS_VARIABLE
-from mcbeit.serve.on_ray import _check_room, run_on_ray
+from mcbeit.serve.on_ray import _check_alone, _check_room, _wait_until_ready, run_on_ray
 from mcbeit.serve.ray_environment import free_port, serve_environment
+from mcbeit.stop import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,28 @@ def test_check_room__this_machine_must_have_it_and_a_cluster_may_grow(deployment
     _check_room(serve_config(ray={"replicas": 3, "cpus": 2, "address": "auto"}), {"CPU": 4.0})
 
 
+def test_check_alone__the_service_of_somebody_else_is_not_replaced(
+    deployment: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "status", lambda: ("NOT_STARTED", ""))
+    _check_alone()
+    monkeypatch.setattr(deployment, "status", lambda: ("RUNNING", ""))
+    with pytest.raises(RunError, match=r"the cluster has a service called 'mcbeit' \(RUNNING\); end it first"):
+        _check_alone()
+
+
+def test_wait_until_ready__replicas_that_are_served_elsewhere(
+    deployment: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(["DEPLOYING", "RUNNING", "DEPLOYING", "RUNNING", "RUNNING"])
+    monkeypatch.setattr(deployment, "status", lambda: (next(states), ""))
+    monkeypatch.setattr(deployment, "is_ready", lambda address: False)
+    monkeypatch.setattr(on_ray, "ANSWER_SECONDS", on_ray.POLL_SECONDS / 2)
+    with pytest.raises(RunError, match="all replicas run, but nothing answers at http://head:8000: the cluster's Ray"):
+        _wait_until_ready(serve_config(ray={"address": "auto"}), "http://head:8000", StopRequest(""))
+    assert list(states) == []
+
+
 # variables
 
 
@@ -168,7 +192,17 @@ def test_serve_environment__haproxy_keeps_its_files_in_the_folder(monkeypatch: p
     assert len(files) == 5
     assert all(Path(file).is_relative_to(folder) for file in files)
     assert len(found["RAY_SERVE_HAPROXY_SOCKET_PATH"]) + 57 <= 97
-    assert found["RAY_SERVE_HAPROXY_STATS_PORT"] != found["RAY_SERVE_HAPROXY_METRICS_PORT"]
+
+
+def test_serve_environment__services_on_one_machine_share_no_port(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    fixed = {8404, 8500, 9101, 9500}  # Ray's, of which other services may make use
+    found = serve_environment(serve_config().ray, tmp_path)
+    ports = {int(value) for name, value in found.items() if name.endswith("_PORT")}
+    assert len(ports) == len(fixed)
+    assert ports.isdisjoint(fixed)
 
 
 def test_serve_environment__without_haproxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ FIELDS = {  # of the CRD, as KubeRay's reference names them
     "HeadGroupSpec": "rayStartParams template",
     "WorkerGroupSpec": "groupName replicas minReplicas maxReplicas rayStartParams template",
 }
-OF_ONE_MACHINE = ("HAPROXY_", "_DRAINING_")  # files and ports of one service; how long the load balancer takes
+FILES_AND_PORTS = ("HAPROXY_", "FALLBACK_PROXY_")  # of one service
+OF_ONE_MACHINE = (*FILES_AND_PORTS, "_DRAINING_")  # and how long the load balancer takes
 
 
 @pytest.fixture(scope="module")
@@ -159,4 +160,5 @@ def test_rayservice__ray_is_told_what_the_command_tells_it(spec: dict[str, Any],
         theirs = {one["name"]: one["value"] for one in container["env"]}
         same = {name for name in theirs if not any(part in name for part in OF_ONE_MACHINE)}
         assert {name: theirs[name] for name in same} == {name: ours[name] for name in same}
-        assert {name for name in ours if name.startswith("RAY_SERVE") and "HAPROXY_" not in name} <= theirs.keys()
+        ruled = {name for name in ours if not any(part in name for part in FILES_AND_PORTS)}
+        assert {name for name in ruled if name.startswith("RAY_SERVE")} <= theirs.keys()
