@@ -274,7 +274,7 @@ def test_serve__on_a_cluster_that_is_there(head: Head, monkeypatch: pytest.Monke
         with Client(service.address, api_key="secret") as client:
             assert client.embed([encode(photo())]).shape == (1, FakeEncoder().spec.dim)
             second = begin("serve", "--fake", f"ray.address={head.address}", "ray.cpus=1", "port=0")
-            assert "the cluster has a service called 'mcbeit' (RUNNING); end it first" in finish(second, code=1)
+            assert "the cluster has a service called 'mcbeit' (RUNNING); end it first" in finish(second, code=2)
             assert client.embed([encode(photo())]).shape == (1, FakeEncoder().spec.dim)
         code, _ = service.stop()
         assert code == 0
