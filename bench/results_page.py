@@ -151,7 +151,8 @@ def _of_model(spec: EncoderSpec | DetectorSpec) -> list[tuple[str, str]]:
     """What comes out of it, and what goes in."""
     seen = spec.preprocess
     if isinstance(spec, DetectorSpec):
-        return [("objects", f"of {spec.num_classes} classes"), ("input", f"{seen.image_size} px, the longer side")]
+        objects = f"of {spec.num_classes} class{'es' * (spec.num_classes != 1)}"
+        return [("objects", objects), ("input", f"{seen.image_size} px, the longer side")]
     return [
         ("vector", f"{spec.dim} numbers, {spec.pooling} of layer {spec.layer} of {spec.num_layers}"),
         ("input", f"{seen.image_size} px, {seen.resize}, crop {seen.crop_fraction:g}, {seen.interpolation}"),

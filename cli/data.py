@@ -21,16 +21,22 @@ def prepare(name: str, out: Path, verify: bool) -> None:
 
     \b
     NAME is
-      fashion-mnist  70 000 grey images, 10 classes
-      emoji          about 30 000 synthetic colour images, 9 classes
-      emoji-styles   the same emoji by three hands, on white
-      photos         about 6 000 crops of 26 photographs
-      emoji-coco     EmojiCOCO (synthetic composites): 2 400 scenes with boxes
-                     and masks of 16 classes, laid out as COCO 2017
-      emoji-ade      EmojiADE (synthetic composites): the same scenes with a
-                     label for every pixel, laid out as ADEChallengeData2016
+      fashion-mnist        70 000 grey images, 10 classes
+      emoji                about 30 000 synthetic colour images, 9 classes
+      emoji-styles         the same emoji by three hands, on white
+      photos               about 6 000 crops of 26 photographs
+      emoji-coco           EmojiCOCO (synthetic composites): 2 400 scenes
+                           with boxes and masks of 16 classes, laid out as
+                           COCO 2017
+      emoji-coco-agnostic  EmojiCOCO, class-agnostic (synthetic composites):
+                           the same with one class, emoji
+      emoji-ade            EmojiADE (synthetic composites): the same scenes
+                           with a label for every pixel, laid out as
+                           ADEChallengeData2016
+      emoji-ade-agnostic   EmojiADE, class-agnostic (synthetic composites):
+                           the same with the labels photograph and emoji
 
-    The images lie at OUT/{train,val}/CLASS/FILE, those of the last two as the layouts want it. A whole folder is left
+    The images lie at OUT/{train,val}/CLASS/FILE, those of the last four as the layouts want it. A whole folder is left
     as it is, a damaged one is built again.
 
     Example: mcbeit data prepare fashion-mnist data/fashion-mnist

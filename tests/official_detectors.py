@@ -33,12 +33,12 @@ NAMES = (  # ours -> theirs
 )
 
 
-def small_detector(*, depth: int = 8, window: int = WINDOW, **options: Any) -> MaskRCNN:
+def small_detector(*, depth: int = 8, window: int = WINDOW, num_classes: int = CLASSES, **options: Any) -> MaskRCNN:
     """Patches of 16 px in 128 px, windows of 4 x 4 of them; no number is zero or one. `options` are of the backbone."""
     config = ModelConfig(dim=32, depth=depth, num_heads=2, patch_size=PATCH, **options)
     backbone = WindowedBackbone(config, image_size=GRID * PATCH, window=window)
     heads = DetectorConfig(channels=CHANNELS, head_dim=24, score_threshold=0.05)
-    model = MaskRCNN(backbone, CLASSES, heads, preprocess=Preprocess())
+    model = MaskRCNN(backbone, num_classes, heads, preprocess=Preprocess())
     scramble(model)
     generator = torch.Generator().manual_seed(1)
     for name, buffer in model.named_buffers():

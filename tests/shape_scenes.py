@@ -1,6 +1,7 @@
 """Scenes of a disc and a square marked in COCO's format, big enough to be found by a tiny detector."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ from mcbeit.config import validate
 from mcbeit.detection.rle import box, encode
 from mcbeit.detection.setup import DetectionConfig
 
-IDS = {2: 4, 3: 77}  # value in the label map -> category id, not contiguous
+CATEGORIES = {2: (4, "disc"), 3: (77, "square")}  # value in the label map -> category id, not contiguous, and name
+SINGLE = dict.fromkeys(CATEGORIES, (1, "shape"))
 
 
-def write_shapes_coco(root: Path, *, train: int = 8, val: int = 3, seed: int = 0) -> Path:
+def write_shapes_coco(
+    root: Path,
+    *,
+    train: int = 8,
+    val: int = 3,
+    seed: int = 0,
+    categories: Mapping[int, tuple[int, str]] = CATEGORIES,
+) -> Path:
     """A set in the layout of COCO 2017."""
     rng, number = np.random.default_rng(seed), 0
     (root / "annotations").mkdir(parents=True)
@@ -26,15 +35,15 @@ def write_shapes_coco(root: Path, *, train: int = 8, val: int = 3, seed: int = 0
             name = f"{image:012d}.jpg"
             picture.save(root / f"{split}2017" / name, quality=95)
             images.append({"id": image, "file_name": name, "width": picture.width, "height": picture.height})
-            for value, category in IDS.items():
+            for value, (category, _) in categories.items():
                 mask = np.asarray(labels) == value
                 if mask.sum() < 40:
                     continue
                 number += 1
                 shape = {"segmentation": encode(mask), "bbox": list(box(mask)), "area": int(mask.sum())}
                 annotations.append({"id": number, "image_id": image, "category_id": category, "iscrowd": 0, **shape})
-        categories = [{"id": 4, "name": "disc"}, {"id": 77, "name": "square"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        named = [{"id": category, "name": name} for category, name in dict.fromkeys(categories.values())]
+        content = {"images": images, "annotations": annotations, "categories": named}
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
     return root
 

@@ -246,7 +246,7 @@ def test_open_source__names_what_is_missing(tmp_path, monkeypatch) -> None:
 
 def test_open_source__tells_how_to_make_what_the_presets_want(tmp_path) -> None:
     assert set(PREPARED) == set(DATA_SETS)
-    for place in ("emoji/train", "emoji-coco/val2017", "emoji-ade/images/training"):
+    for place in ("emoji/train", "emoji-coco-agnostic/val2017", "emoji-ade/images/training"):
         name = place.split("/")[0]
         assert message(str(tmp_path / "data" / place)).endswith(
             f"make it: mcbeit data prepare {name} {tmp_path}/data/{name}"

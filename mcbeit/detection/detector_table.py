@@ -17,11 +17,12 @@ def facts(loaded: LoadedDetector) -> list[tuple[str, str]]:
     side, pyramid = loaded.image_size // model.patch_size, shape.detector.pyramid
     tables = "two tables" if model.bias_tables == "shared" else "a table per block"
     parameters = sum(value.numel() for value in loaded.model.parameters())
+    classes = f"{shape.num_classes} class{'es' * (shape.num_classes != 1)}"
     return [
         ("model", f"Mask R-CNN: {blocks(model)}"),
         ("", f"{tables if model.is_relative else 'no tables'}; {scaling(model)}; windows of {shape.window} patches"),
         ("images", f"{loaded.image_size} px, the longer side; {side} x {side} patches of {model.patch_size} px"),
-        ("heads", f"{shape.num_classes} classes; {pyramid} pyramid of {shape.detector.channels} channels"),
+        ("heads", f"{classes}; {pyramid} pyramid of {shape.detector.channels} channels"),
         ("numbers", f"{parameters:,}"),
         ("preprocess", colours(loaded.preprocess)),
     ]

@@ -77,10 +77,11 @@ class DetectionJob(SupervisedJob):
 
     def describe(self, per_epoch: int) -> str:
         """See `SupervisedJob`."""
-        optim = self.parts.config.optim
+        optim, num_classes = self.parts.config.optim, len(self.source.classes)
         return (
-            f"{len(self.source)} images of {len(self.source.classes)} classes with {self.splits.train.num_objects} "
-            f"objects, {per_epoch} steps per epoch, batch {optim.batch_size}, lr {optim.lr:g}, {self.setting()}"
+            f"{len(self.source)} images of {num_classes} class{'es' * (num_classes != 1)} with "
+            f"{self.splits.train.num_objects} objects, {per_epoch} steps per epoch, batch {optim.batch_size}, "
+            f"lr {optim.lr:g}, {self.setting()}"
         )
 
     def batches(self, steps: range) -> Iterable[Batch]:

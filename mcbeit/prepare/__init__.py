@@ -4,15 +4,25 @@ from pathlib import Path
 
 from mcbeit.errors import DataError
 from mcbeit.prepare.emoji import EMOJI
-from mcbeit.prepare.emoji_ade import EMOJI_ADE
-from mcbeit.prepare.emoji_coco import EMOJI_COCO
+from mcbeit.prepare.emoji_ade import EMOJI_ADE, EMOJI_ADE_AGNOSTIC
+from mcbeit.prepare.emoji_coco import EMOJI_COCO, EMOJI_COCO_AGNOSTIC
 from mcbeit.prepare.emoji_styles import EMOJI_STYLES
 from mcbeit.prepare.fashion_mnist import FASHION_MNIST
 from mcbeit.prepare.folder import Prepared, prepare_folder
 from mcbeit.prepare.photos import PHOTOS
 
 DATA_SETS = {
-    data_set.name: data_set for data_set in (EMOJI, EMOJI_ADE, EMOJI_COCO, EMOJI_STYLES, FASHION_MNIST, PHOTOS)
+    data_set.name: data_set
+    for data_set in (
+        EMOJI,
+        EMOJI_ADE,
+        EMOJI_ADE_AGNOSTIC,
+        EMOJI_COCO,
+        EMOJI_COCO_AGNOSTIC,
+        EMOJI_STYLES,
+        FASHION_MNIST,
+        PHOTOS,
+    )
 }
 
 

@@ -1,6 +1,6 @@
-"""Scenes of several emoji on a photograph, with the exact outline of each: what two data sets are written from.
+"""Scenes of several emoji on a photograph, with the exact outline of each: what several data sets are written from.
 
-A scene is a function of the seed, its split and its number, so both data sets show the same ones. No emoji and no
+A scene is a function of the seed, its split and its number, so all of them show the same ones. No emoji and no
 photograph is in both splits. These are synthetic composites: say so wherever a figure measured on them is shown.
 """
 
@@ -66,6 +66,27 @@ Changes: the pictures were scaled, mirrored and turned, their edges were softene
 photographs below. {note}
 
 """
+
+
+class Naming(NamedTuple):
+    """Which classes a data set makes of the subgroups, and what it is called for that."""
+
+    class_of: Mapping[str, str]  # of each subgroup
+    groups: Mapping[str, str]  # of each class, in the order of their labels
+    suffix: str = ""  # of the name on the command line
+    remark: str = ""  # in the title
+
+    def title(self, name: str) -> str:
+        """What stands beside every figure, for example `EmojiADE, class-agnostic (synthetic composites)`."""
+        return f"{name}{self.remark} (synthetic composites)"
+
+    def counted(self) -> str:
+        """For example `16 classes`."""
+        return f"{len(self.groups)} class{'es' * (len(self.groups) != 1)}"
+
+
+BY_SUBGROUP = Naming({name: name for name in CLASSES}, CLASSES)
+AGNOSTIC = Naming(dict.fromkeys(CLASSES, "emoji"), {"emoji": "emoji"}, "-agnostic", ", class-agnostic")
 
 
 class Glyph(NamedTuple):

@@ -20,7 +20,16 @@ from mcbeit.sources.tar import COMPRESSED, open_tar
 SourceKind = Literal["auto", "folder", "imagefolder", "list", "tar", "parquet"]
 FolderKind = Literal["folder", "imagefolder"]
 SHARD_SUFFIXES: dict[SourceKind, str] = {"tar": ".tar", "parquet": ".parquet"}
-PREPARED = ("emoji", "emoji-ade", "emoji-coco", "emoji-styles", "fashion-mnist", "photos")  # of `mcbeit data prepare`
+PREPARED = (  # of `mcbeit data prepare`
+    "emoji",
+    "emoji-ade",
+    "emoji-ade-agnostic",
+    "emoji-coco",
+    "emoji-coco-agnostic",
+    "emoji-styles",
+    "fashion-mnist",
+    "photos",
+)
 SPLIT_FOLDERS = ("train", "val", "train2017", "val2017", "images/training", "images/validation")  # in one of them
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from measured_scenes import model_of
 from official import save
 from official_detectors import official_state_of, small_detector
-from shape_scenes import detection_config, write_shapes_coco
+from shape_scenes import SINGLE, detection_config, write_shapes_coco
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.result import read_results
@@ -156,6 +156,27 @@ def test_bench__of_objects_end_to_end(weights: Path, coco: Path, tmp_path: Path)
     refused = bench("run", "-t", "detection", "-m", "fake", "--data", f"s={coco}", "-o", str(tmp_path / "other"))
     assert refused.exit_code == 2
     assert "detection: not possible with 'fake'" in refused.output
+
+
+def test_bench__of_a_single_class_end_to_end(weights: Path, tmp_path: Path) -> None:
+    root = write_shapes_coco(tmp_path / "coco", train=6, val=4, categories=SINGLE)
+    settings = [f"detection.{key}={json.dumps(value)}" for key, value in SMALL.items()]
+    words = ["--data", f"shapes={root}", "data.num_workers=0", *settings]
+    answer = bench("run", "-t", "detection", "-m", str(weights), "-o", str(tmp_path / "trained"), *words)
+    assert answer.exit_code == 0, answer.output
+    (run,) = (tmp_path / "trained" / "runs").iterdir()
+    answer = bench("run", "-t", "detection", "-m", str(run), "-o", str(tmp_path / "measured"), *words)
+    assert answer.exit_code == 0, answer.output
+    for out in (tmp_path / "trained", tmp_path / "measured"):
+        (result,) = read_results(out)
+        assert result.data.classes == ("shape",)
+        assert result.per_class == {
+            kind: pytest.approx((result.metrics[kind].value,)) for kind in ("box_ap", "mask_ap")
+        }
+        page = write_report(out).page.read_text()
+        assert page.count('alt="what was found"') == 4
+        assert '<ul class="classes">' not in page  # its only row would be the number above
+    assert "of 1 class<" in page
 
 
 def test_bench__of_a_detector_end_to_end(trained: tuple[Path, dict[str, Any]], coco: Path, tmp_path: Path) -> None:

@@ -236,6 +236,24 @@ def test_bench__of_scenes_end_to_end(weights: Path, ade: Path, tmp_path: Path) -
     assert "miou" in written.markdown.read_text()
 
 
+def test_bench__of_two_classes_end_to_end(weights: Path, tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ade", train=4, val=3, classes=("ground", "shape"))
+    tasks = "segmentation-knn,segmentation-linear,segmentation"
+    words = ["run", "-t", tasks, "-m", str(weights), "--data", f"shapes={root}", "-o", str(tmp_path / "out")]
+    upernet = [f"segmentation.{key}={json.dumps(value)}" for key, value in settings().items()]
+    linear = [f"segmentation-linear.{one}" for one in ("steps=4", "warmup_steps=1", "crops=4", "short_side=40")]
+    answer = bench(*words, "data.num_workers=0", "segmentation-knn.k=3", *linear, *upernet)
+    assert answer.exit_code == 0, answer.output
+    results = read_results(tmp_path / "out")
+    assert {result.task.name for result in results} == set(tasks.split(","))
+    for result in results:
+        assert result.data.classes == ("ground", "shape")
+        assert [len(values) for values in result.per_class.values()] == [2, 2]
+        assert result.metrics["miou"].value == pytest.approx(np.mean(result.per_class["miou"]))
+    page = write_report(tmp_path / "out").page.read_text()
+    assert page.count("<li><span>shape</span>") == 3
+
+
 def test_bench__names_what_needs_weights(ade: Path, tmp_path: Path) -> None:
     answer = bench("run", "-t", "segmentation", "-m", "fake", "--data", f"s={ade}", "-o", str(tmp_path))
     assert answer.exit_code == 2

@@ -52,7 +52,8 @@ def test_prepare__unknown_name(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert (
         result.stderr == "Error: unknown data set 'mnist'\n"
-        "data sets: emoji, emoji-ade, emoji-coco, emoji-styles, fashion-mnist, photos, cats\n"
+        "data sets: emoji, emoji-ade, emoji-ade-agnostic, emoji-coco, emoji-coco-agnostic, emoji-styles, "
+        "fashion-mnist, photos, cats\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -70,7 +71,7 @@ def test_prepare__help_names_every_data_set_and_loads_nothing_heavy() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert all(f"\n    {name} " in result.stdout for name in prepare.DATA_SETS if name != "cats")
-    assert result.stdout.count("(synthetic composites)") == 2  # no other name for what is not COCO and not ADE20K
+    assert result.stdout.count("(synthetic composites)") == 4  # no other name for what is not COCO and not ADE20K
     code = (
         "import json, sys\n"
         "from mcbeit.cli.main import main\n"

@@ -11,12 +11,13 @@ from PIL import Image
 from scenery import few_scenes, make_material
 
 from mcbeit.prepare import emoji_coco, prepare
-from mcbeit.prepare.emoji_ade import EMOJI_ADE, LABELS, class_table, label_map, write_scenes
+from mcbeit.prepare.emoji_ade import EMOJI_ADE, class_table, label_map, labels_by_name, write_scenes
 from mcbeit.prepare.folder import tree_sha256
-from mcbeit.prepare.scenes import CLASSES, Scene, compose
+from mcbeit.prepare.scenes import BY_SUBGROUP, CLASSES, Scene, compose
 
 COUNTS = {"train": 8, "val": 6}
 FOLDERS = {"train": "training", "val": "validation"}
+LABELS = labels_by_name(BY_SUBGROUP)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         few_scenes(monkeypatch, **COUNTS)
         tree = tmp_path_factory.mktemp("emoji-ade")
-        write_scenes(make_material(), tree)
+        write_scenes(make_material(), BY_SUBGROUP, tree)
     return tree
 
 
@@ -68,7 +69,7 @@ def test_label_map__one_pixel_on_either_side_of_an_edge_is_left_out() -> None:
     owners[10:20, 10:20] = 1
     owners[10:20, 20:30] = 2  # another of the same class: no edge between them
     dog = next(one for one in EMOJI if one.subgroup == "animal-mammal")
-    labels = label_map(Scene(Image.new("RGB", (320, 320)), "lake", (dog, dog), (100, 100), owners))
+    labels = label_map(Scene(Image.new("RGB", (320, 320)), "lake", (dog, dog), (100, 100), owners), BY_SUBGROUP)
     expected = np.ones((320, 320), dtype=np.uint8)
     expected[9:21, 9:31] = 0
     expected[11:19, 11:29] = LABELS["animal-mammal"]
@@ -84,7 +85,7 @@ def test_labels__are_photograph_and_then_the_classes() -> None:
 def test_class_table__by_hand() -> None:
     train, val = np.zeros((2, 17), dtype=np.int64), np.zeros((1, 17), dtype=np.int64)
     train[:, 0], train[0, 16], val[0, 16] = 80, 40, 7
-    lines = class_table(train, val).splitlines()
+    lines = class_table(BY_SUBGROUP, train, val).splitlines()
     assert lines[0] == "Idx\tRatio\tTrain\tVal\tStuff\tName"
     assert lines[1] == "1\t0.8000\t2\t0\t1\tphotograph"
     assert lines[2] == "2\t0.0000\t0\t0\t0\tanimal-bird"
@@ -107,7 +108,7 @@ def test_write_scenes__the_tables_are_of_the_files(written: Path) -> None:
 
 def test_write_scenes__the_same_bytes_twice(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_scenes(monkeypatch, **COUNTS)
-    write_scenes(make_material(), tmp_path)
+    write_scenes(make_material(), BY_SUBGROUP, tmp_path)
     for tree in (tmp_path, written):
         (tree / "ATTRIBUTION.md").touch()
     assert tree_sha256(tmp_path, EMOJI_ADE.entries) == tree_sha256(written, EMOJI_ADE.entries)
@@ -117,7 +118,7 @@ def test_write_scenes__shows_the_scenes_of_emoji_coco(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few_scenes(monkeypatch, **COUNTS)
-    emoji_coco.write_scenes(make_material(), tmp_path)
+    emoji_coco.write_scenes(make_material(), BY_SUBGROUP, tmp_path)
     for split, folder in FOLDERS.items():
         ours = sorted((written / "images" / folder).iterdir())
         theirs = sorted((tmp_path / f"{split}2017").iterdir())

@@ -16,10 +16,10 @@ from scenery import LICENCES, few_scenes, make_material
 from mcbeit.detection.rle import decode
 from mcbeit.errors import DataError
 from mcbeit.prepare import prepare
-from mcbeit.prepare.emoji_coco import CATEGORY_IDS, EMOJI_COCO, FIRST_IMAGE_ID, write_scenes
+from mcbeit.prepare.emoji_coco import EMOJI_COCO, FIRST_IMAGE_ID, category_ids, write_scenes
 from mcbeit.prepare.folder import tree_sha256
 from mcbeit.prepare.glyphs import base_of
-from mcbeit.prepare.scenes import CLASSES, compose
+from mcbeit.prepare.scenes import BY_SUBGROUP, CLASSES, compose
 
 COUNTS = {"train": 40, "val": 20}
 
@@ -29,7 +29,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         few_scenes(monkeypatch, **COUNTS)
         tree = tmp_path_factory.mktemp("emoji-coco")
-        write_scenes(make_material(), tree)
+        write_scenes(make_material(), BY_SUBGROUP, tree)
     return tree
 
 
@@ -82,7 +82,7 @@ def test_write_scenes__masks_are_those_of_the_scenes(
             assert annotation["area"] == mask.sum()
             emoji = scene.emoji[own - 1]
             assert annotation["emoji"] == emoji.codepoints
-            assert annotation["category_id"] == CATEGORY_IDS[emoji.subgroup]
+            assert annotation["category_id"] == category_ids(BY_SUBGROUP)[emoji.subgroup]
         np.testing.assert_array_equal(owners, scene.owners)
 
 
@@ -106,7 +106,7 @@ def test_write_scenes__some_are_crowds(written: Path) -> None:
 
 def test_write_scenes__the_same_bytes_twice(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few_scenes(monkeypatch, **COUNTS)
-    write_scenes(make_material(), tmp_path)
+    write_scenes(make_material(), BY_SUBGROUP, tmp_path)
     for tree in (tmp_path, written):
         (tree / "ATTRIBUTION.md").touch()
     assert tree_sha256(tmp_path, EMOJI_COCO.entries) == tree_sha256(written, EMOJI_COCO.entries)

@@ -102,6 +102,14 @@ def test_segment__takes_a_step_with_every_option(ade: Path, tmp_path: Path, chan
     assert 0 <= summary["mean_iou"] <= 1
 
 
+def test_segment__of_two_classes(tmp_path: Path) -> None:
+    root = write_ade20k(tmp_path / "ade", classes=("ground", "shape"))
+    summary = segment(segmentation_config(root, tmp_path / "run", optim={"steps": 1, "batch_size": 4}))
+    assert np.isfinite(summary["loss"])
+    assert read_kept_areas(tmp_path / "run", "last").shape == (3, 3, 2)
+    assert load_segmenter(tmp_path / "run").model.num_classes == 2
+
+
 def test_segment__starts_from_pretrained_weights(ade: Path, tmp_path: Path) -> None:
     state = official_state("pretrain", Shape(depth=4))
     file = save(pretrain_checkpoint(state), tmp_path / "pt.pth")
