@@ -93,12 +93,11 @@ def _mean(shares: Iterable[Float[np.ndarray, " image"]]) -> Float[np.ndarray, " 
 
 
 def _grid(title: str, name: str, rows: Sequence[str], severities: Sequence[int], metrics: Mapping[str, Metric]) -> Grid:
-    """Rows are corruptions and their mean; columns are severities, their mean, and what that is relative to clean."""
+    """Rows are corruptions and their mean; columns their mean, also relative to clean images, and severities."""
     lines = {row: f"{name}, {row}" for row in rows} | {"mean": name}
-    columns = {
-        f"severity {severity}": [f"{full}, severity {severity}" for full in lines.values()] for severity in severities
-    }
-    columns |= {"mean": list(lines.values()), "relative to clean": [f"relative {full}" for full in lines.values()]}
-    known = {header: [one if one in metrics else None for one in column] for header, column in columns.items()}
+    columns = {"mean": "{}", "relative": "relative {}"}
+    columns |= {f"severity {severity}": f"{{}}, severity {severity}" for severity in severities}
+    found = {header: [form.format(line) for line in lines.values()] for header, form in columns.items()}
+    known = {header: [one if one in metrics else None for one in column] for header, column in found.items()}
     shown = {header: column for header, column in known.items() if any(column)}
     return Grid(title=title, rows=tuple(lines), columns=tuple(shown), metrics=tuple(zip(*shown.values(), strict=True)))

@@ -14,7 +14,7 @@ from mcbeit.encoder import unit_length
 from mcbeit.errors import BenchError
 
 Classes = Int64[np.ndarray, " class"]
-Answers = Int64[np.ndarray, " image"]
+Predicted = Int64[np.ndarray, " image"]
 
 
 @runtime_checkable
@@ -23,7 +23,7 @@ class FrozenClassifier(Protocol):
 
     remarks: tuple[str, ...]
 
-    def predict(self, vectors: Vectors, among: Classes | None = None) -> Answers:
+    def predict(self, vectors: Vectors, among: Classes | None = None) -> Predicted:
         """The classes of some images, out of all or of some classes."""
         ...
 
@@ -43,7 +43,7 @@ class NearestClassifier:
         self.k, self.temperature = k, temperature
         self.remarks: tuple[str, ...] = (f"k-NN, k={k}, T={temperature:g}",)
 
-    def predict(self, vectors: Vectors, among: Classes | None = None) -> Answers:
+    def predict(self, vectors: Vectors, among: Classes | None = None) -> Predicted:
         """See `FrozenClassifier`."""
         gallery, labels = self.gallery, self.labels
         if among is not None:
@@ -68,7 +68,7 @@ class LogisticClassifier:
         )
         self.fitted, self.remarks = chosen.classifier, ("logistic regression", *strength_remarks(config, chosen))
 
-    def predict(self, vectors: Vectors, among: Classes | None = None) -> Answers:
+    def predict(self, vectors: Vectors, among: Classes | None = None) -> Predicted:
         """See `FrozenClassifier`."""
         scaled = self.scale(vectors)
         return self.fitted.predict(scaled)[0] if among is None else among[self.fitted.among(among).predict(scaled)[0]]

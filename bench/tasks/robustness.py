@@ -42,6 +42,7 @@ from mcbeit.errors import BenchError
 from mcbeit.preprocess import COLOURS
 
 CLEAN, CORRUPTED, REAL = "top1, clean", "top1, corrupted", "top1, ReaL labels"
+TAKEN = {*SPLITS["labelled"], "clean", "corrupted"}
 Severity = Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1])]
 
 
@@ -63,8 +64,8 @@ class RobustnessConfig(TaskConfig):
     def _measures_something(self) -> "RobustnessConfig":
         if not (self.corruptions or self.sets or self.real_labels):
             raise ValueError("no corruptions, sets or real_labels: nothing to measure")
-        if taken := self.sets.keys() & SPLITS["labelled"]:
-            raise ValueError(f"sets: '{min(taken)}' is what results call the images themselves; choose another name")
+        if taken := self.sets.keys() & TAKEN:
+            raise ValueError(f"sets: '{min(taken)}' means something else in results; choose another name")
         return self
 
     def other_images(self, data: BenchData) -> dict[str, BenchData]:

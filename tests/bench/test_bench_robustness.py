@@ -66,7 +66,7 @@ def test_corrupted_images_are_judged_by_the_classifier_of_clean_ones(colours: Pa
     assert found.metrics["top1, corrupted"].uncertainty == "bootstrap over images, 1000 draws"
     (grid,) = found.grids
     assert grid.rows == ("gaussian_noise", "contrast", "mean")
-    assert grid.columns == ("severity 1", "severity 5", "mean", "relative to clean")
+    assert grid.columns == ("mean", "relative", "severity 1", "severity 5")
     assert [curve.title for curve in found.curves] == ["noise", "digital"]
     assert len(found.per_class["top1, corrupted"]) == 3
     assert "not ImageNet-C" in found.remarks[-1]
@@ -114,12 +114,15 @@ def test_unreadable_images_are_left_out_everywhere(tmp_path: Path) -> None:
     assert found.metrics["top1, corrupted"].num_samples == 11
 
 
-def test_a_service_gives_the_answers_of_the_model(colours: Path, tmp_path: Path) -> None:
-    one = "robustness.corruptions=[gaussian_noise]"
-    here = measure(colours, tmp_path, one, models=["fake"])
+def test_a_service_gives_the_answers_of_the_model(tmp_path: Path) -> None:
+    colours = write_colours(tmp_path / "colours")
+    (colours / "val" / "green" / "1.png").write_bytes(b"no image")
+    given = "robustness.corruptions=[gaussian_noise]", "data.max_corrupt_fraction=0.2"
+    here = measure(colours, tmp_path / "out", *given, models=["fake"])
     with serving() as client:
-        there = measure(colours, tmp_path, one, models=[str(client.base_url)])
+        there = measure(colours, tmp_path / "out", *given, models=[str(client.base_url)])
     assert there.metrics == here.metrics
+    assert there.metrics["top1, corrupted"].num_samples == 11
 
 
 def test_a_set_of_some_classes_is_judged_among_these(imagenet: Path, tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ def test_the_report_has_a_table_of_corruptions(colours: Path, tmp_path: Path) ->
     measure(colours, tmp_path, "robustness.corruptions=[gaussian_noise,fog]", "robustness.severities=[1,5]")
     written = write_report(tmp_path)
     lines = written.markdown.read_text().splitlines()
-    assert "|  | severity 1 | severity 5 | mean | relative to clean |" in lines
+    assert "|  | mean | relative | severity 1 | severity 5 |" in lines
     (noise,) = [line for line in lines if line.startswith("| gaussian_noise |")]
     assert noise.count(" ± ") == 4
     html = written.page.read_text()
@@ -205,7 +208,7 @@ def test_the_report_has_a_table_of_corruptions(colours: Path, tmp_path: Path) ->
         (["robustness.corruptions=[]"], "nothing to measure"),
         (["robustness.corruptions=[snow]"], r"corruptions\.0.*'gaussian_noise'"),
         (["robustness.severities=[6]"], "severities.0: .*less than or equal to 5"),
-        (["robustness.sets={val: x}"], "'val' is what results call the images themselves"),
+        (["robustness.sets={corrupted: x}"], "'corrupted' means something else in results; choose another name"),
         (["robustness.logreg.seed=1"], "unknown key 'logreg.seed'"),
     ],
 )

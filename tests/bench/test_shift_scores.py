@@ -38,20 +38,17 @@ def test_means_and_what_they_are_relative_to() -> None:
 def test_a_grid_names_the_metrics() -> None:
     grid = judge_table("Corruptions", "top1", CELLS, seed=0, clean=CLEAN).grid
     assert grid.rows == ("fog", "noise", "mean")
-    assert grid.columns == ("severity 1", "severity 3", "mean", "relative to clean")
+    assert grid.columns == ("mean", "relative", "severity 1", "severity 3")
     assert grid.metrics[1] == (
-        "top1, noise, severity 1",
-        "top1, noise, severity 3",
-        "top1, noise",
-        "relative top1, noise",
-    )
-    assert grid.metrics[2] == ("top1, severity 1", "top1, severity 3", "top1", "relative top1")
+        "top1, noise", "relative top1, noise", "top1, noise, severity 1", "top1, noise, severity 3",
+    )  # fmt: skip
+    assert grid.metrics[2] == ("top1", "relative top1", "top1, severity 1", "top1, severity 3")
 
 
 def test_without_clean_images_nothing_is_relative() -> None:
     table = judge_table("C", "top1, c", CELLS, seed=0)
     assert not [name for name in table.metrics if name.startswith("relative")]
-    assert table.grid.columns == ("severity 1", "severity 3", "mean")
+    assert table.grid.columns == ("mean", "severity 1", "severity 3")
 
 
 def test_corruptions_that_are_not_counted_stand_in_the_table_alone() -> None:
@@ -63,7 +60,7 @@ def test_corruptions_that_are_not_counted_stand_in_the_table_alone() -> None:
 
 def test_a_cell_that_is_missing_is_empty() -> None:
     table = judge_table("C", "top1", {cell: one for cell, one in CELLS.items() if cell != ("fog", 3)}, seed=0)
-    assert table.grid.metrics[0] == ("top1, fog, severity 1", None, "top1, fog")
+    assert table.grid.metrics[0] == ("top1, fog", "top1, fog, severity 1", None)
     assert table.metrics["top1"].value == 0.75
 
 
