@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from mcbeit.bench.retrieval_data import RetrievalKind, RetrievalSet, open_retrieval
+from mcbeit.bench.shifted_sets import ShiftedSet, open_shifted
 from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import COLOURS
@@ -14,8 +15,8 @@ from mcbeit.segmentation.scenes import Scenes, open_scenes
 from mcbeit.sources import ImageSource, SubsetSource
 from mcbeit.sources.imagenet import LayoutKind, Splits, open_splits
 
-DataKind = Literal["labelled", "retrieval", "scenes", "annotated"]  # what is known of the images
-SPLITS: dict[DataKind, tuple[str, str]] = {
+DataKind = Literal["labelled", "retrieval", "scenes", "annotated", "shifted"]  # what is known of the images
+SPLITS: dict[DataKind, tuple[str, str]] = {  # but of shifted ones, which are no task's own
     "labelled": ("train", "val"),
     "retrieval": ("queries", "gallery"),
     "scenes": ("train", "val"),
@@ -75,8 +76,12 @@ class BenchData:
         train, val = (one.subset(pick(one, self.limit, self.seed)) for one in (found.train, found.val))
         return CocoSplits(train, val, found.layout)
 
+    def shifted(self) -> ShiftedSet:
+        """Other images of known classes, which only `open` limits. Raises DataError if there are none."""
+        return _shifted(self.place, self.channels)
+
     def opened(self) -> Splits | RetrievalSet | Scenes | CocoSplits:
-        """The images as its kind has them."""
+        """The images as its kind has them; not of shifted ones."""
         if self.kind == "retrieval":
             return self.retrieval()
         if self.kind == "labelled":
@@ -84,7 +89,9 @@ class BenchData:
         return self.scenes() if self.kind == "scenes" else self.annotated()
 
     def open(self, split: str) -> ImageSource:
-        """The images of a split."""
+        """The images of a split, or of a part of a shifted set."""
+        if self.kind == "shifted":
+            return self._some(self.shifted().parts[split])
         return getattr(self.opened(), split)
 
     @property
@@ -107,7 +114,7 @@ NOTHING = BenchData("", "")  # for a model that is not asked about images yet
 
 def forget_opened() -> None:
     """Look at the disk again when images are asked for next."""
-    for opened in (_splits, _retrieval, _scenes, _annotated):
+    for opened in (_splits, _retrieval, _scenes, _annotated, _shifted):
         opened.cache_clear()
 
 
@@ -135,3 +142,8 @@ def _scenes(path: str) -> Scenes:
 @lru_cache(maxsize=4)
 def _annotated(path: str) -> CocoSplits:
     return open_coco_splits(path)
+
+
+@lru_cache(maxsize=8)
+def _shifted(path: str, channels: int) -> ShiftedSet:
+    return open_shifted(path, channels=channels)

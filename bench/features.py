@@ -1,8 +1,8 @@
 """The vectors of whole splits, made once and kept: tasks share them, and a run that was killed goes on.
 
 What is kept lies at `CACHE/KEY/vectors.npy`, where KEY is a hash of all that the vectors depend on: the model's
-fingerprint and preprocessing, its layers and pooling, how it is computed, and which images there are. While it grows it
-is a folder of chunks.
+fingerprint and preprocessing, its layers and pooling, how it is computed, which images there are, and what is done to
+them before. While it grows it is a folder of chunks.
 """
 
 import hashlib
@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from mcbeit.bench.data import NOTHING, BenchData
-from mcbeit.bench.manifest import Manifest, Used, make_manifest, used_images
+from mcbeit.bench.manifest import Manifest, Used, joined_manifest, make_manifest, used_images
 from mcbeit.bench.pixels import PIXELS, PixelsEncoder
 from mcbeit.bench.served_crew import ServedCrew
 from mcbeit.bench.sweep import Column, SweepEncoder
+from mcbeit.bench.treatment import TreatedSource, Treatment
 from mcbeit.chunk_embedding import LocalCrew
 from mcbeit.embed import PROMISE, Crew, Output, make
 from mcbeit.embed_task import Task
@@ -40,10 +41,12 @@ class SplitTask(Task):
     data: BenchData = NOTHING
     split: str = ""
     columns: tuple[Column, ...] = ()  # none: the embedding of the model
+    treatment: Treatment | None = None  # of the images, before the model's own preprocessing
 
     def open_source(self) -> ImageSource:
         """See `Task`."""
-        return self.data.open(self.split)
+        source = self.data.open(self.split)
+        return source if self.treatment is None else TreatedSource(source, self.treatment)
 
     def open_encoder(self, threads: int | None = None) -> PixelEncoder:
         """See `Task`."""
@@ -118,6 +121,10 @@ class FeatureCache:
             self.manifests[data, split] = make_manifest(data.open(split))
         return self.manifests[data, split]
 
+    def whole_manifest(self, data: BenchData) -> Manifest:
+        """Which images a shifted set has, in all its parts."""
+        return joined_manifest([self.manifest(data, part) for part in data.shifted().parts])
+
     def _crew(self, task: SplitTask, source: ImageSource, encoder: PixelEncoder) -> AbstractContextManager[Crew]:
         if isinstance(encoder, ServedEncoder):
             return nullcontext(ServedCrew(encoder, source))
@@ -137,4 +144,6 @@ def _key(task: SplitTask, encoder: PixelEncoder, manifest: Manifest) -> str:
         "computed": computed,
         "manifest": manifest.model_dump(mode="json"),
     }
+    if task.treatment is not None:
+        told["treatment"] = task.treatment.describe()
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]

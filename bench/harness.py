@@ -158,6 +158,8 @@ class Measurement:
         self.asked, self.model, self.folder = asked, model, plan.out / "results"
         self.data = data = data.taken_for(asked.task.images)
         self.manifests = {name: model.cache.manifest(data, name) for name in asked.task.splits}
+        others = asked.config.other_images(data)
+        self.manifests |= {name: model.cache.whole_manifest(other) for name, other in others.items()}
         self.task_facts = TaskFacts(
             name=asked.task.name,
             version=asked.task.version,
@@ -199,6 +201,7 @@ class Measurement:
             per_class=outcome.per_class,
             confusion=outcome.confusion,
             curves=outcome.curves,
+            grids=outcome.grids,
             answers=outcome.answers,
             remarks=outcome.remarks,
             seconds=outcome.seconds,

@@ -32,6 +32,15 @@ class Logistic(NamedTuple):
     converged: Bool[np.ndarray, " strength"]
     iterations: Int64[np.ndarray, " strength"]
 
+    def only(self, place: int) -> "Logistic":
+        """The classifier of one strength."""
+        kept = slice(place, place + 1)
+        return Logistic(self.weights[kept], self.converged[kept], self.iterations[kept])
+
+    def among(self, classes: Int64[np.ndarray, " some"]) -> "Logistic":
+        """The classifiers of some classes, which they number as they stand there."""
+        return self._replace(weights=self.weights[:, classes])
+
     def predict(self, features: Float[np.ndarray | Tensor, "image dim"]) -> Int64[np.ndarray, "strength image"]:
         """The class with the largest logit."""
         return np.concatenate([logits.argmax(dim=2).T.cpu().numpy() for logits in self._logits(features)], axis=1)

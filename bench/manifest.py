@@ -64,6 +64,27 @@ def make_manifest(source: ImageSource) -> Manifest:
     )
 
 
+def joined_manifest(parts: Sequence[Manifest]) -> Manifest:
+    """That of a set of several parts."""
+    if len(parts) == 1:
+        return parts[0]
+    hashes = {
+        name: hashlib.sha256(" ".join(str(getattr(part, name)) for part in parts).encode()).hexdigest()
+        for name in ("names_sha256", "labels_sha256", "content_sha256")
+    }
+    counts = {name: sum(getattr(part, name) for part in parts) for name in ("num_images", "num_lost", "num_hashed")}
+    return Manifest(**counts, **hashes, num_classes=max(part.num_classes for part in parts))
+
+
+def joined_used(parts: Sequence[Used]) -> Used:
+    """That of a set of several parts."""
+    return Used(
+        num_used=sum(part.num_used for part in parts),
+        num_unreadable=sum(part.num_unreadable for part in parts),
+        unreadable=tuple(name for part in parts for name in part.unreadable)[:MAX_LISTED],
+    )
+
+
 def used_images(source: ImageSource, found: Embeddings) -> Used:
     """How many images have vectors, and which have none."""
     missing = len(source) - len(found.paths)

@@ -1,7 +1,7 @@
 """A model to be measured: an encoder, or weights, with the cache of its vectors."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from mcbeit.bench.features import FeatureCache, Features, SplitTask
 from mcbeit.bench.pixels import PIXELS
 from mcbeit.bench.result import DetectorSpec, ModelFacts, ModelKind
 from mcbeit.bench.sweep import Column, SweepEncoder
+from mcbeit.bench.treatment import Treatment
 from mcbeit.bodies import Body
 from mcbeit.body_loading import load_body, short_name
 from mcbeit.detection.loading import LoadedDetector, holds_detector, load_detector
@@ -80,9 +81,11 @@ class BenchModel:
             self._swept = found
         return self._swept
 
-    def features(self, data: BenchData, split: str, columns: Sequence[Column] = ()) -> Features:
+    def features(
+        self, data: BenchData, split: str, columns: Sequence[Column] = (), treatment: Treatment | None = None
+    ) -> Features:
         """The vectors of a split: its embeddings, or those of several layers and poolings one after the other."""
-        task = self._task(data, split, columns)
+        task = replace(self._task(data, split, columns), treatment=treatment)
         return self.cache.get(task, self.sweep_encoder(columns) if columns else self.encoder)
 
     def facts(self) -> ModelFacts:

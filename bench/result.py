@@ -9,12 +9,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field, ValidationError
 
 from mcbeit.atomic import write_json
@@ -50,6 +50,15 @@ class Curve(Config):
     x_label: str
     x: tuple[float, ...]
     lines: dict[str, tuple[float, ...]]  # by name; a single one needs none
+
+
+class Grid(Config):
+    """Some metrics, as a table."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    metrics: tuple[tuple[str | None, ...], ...]  # their names, by row and column
 
 
 class TaskFacts(Config):
@@ -134,6 +143,7 @@ class Result(Config):
     per_class: dict[str, tuple[float | None, ...]] = Field({})  # None: the class has no test image
     confusion: tuple[tuple[int, ...], ...] | None = None  # counts; rows are the truth
     curves: tuple[Curve, ...] = ()
+    grids: tuple[Grid, ...] = ()
     answers: Answers | None = None
     remarks: tuple[str, ...] = ()  # what must be read with the numbers
     seconds: dict[str, float] = Field({})  # by phase
@@ -214,24 +224,47 @@ def accuracy(correct: Bool[np.ndarray, " image"], selection: Selection = "none")
     )
 
 
-def mean_of(values: Float[np.ndarray, " query"], *, seed: int, draws: int = 1000) -> Metric:
+def mean_of(
+    values: Float[np.ndarray, " query"], *, seed: int, draws: int = 1000, over: Literal["queries", "images"] = "queries"
+) -> Metric:
     """A mean over queries, with the percentiles of its bootstrap; queries without a value (nan) are left out."""
     values = values[np.isfinite(values)]
     if not len(values):
         raise BenchError("no query has anything to be found, so there is nothing to measure")
+    means = np.array([values[rows].mean() for rows in _draws(len(values), seed, draws)])
+    return _bootstrapped(float(values.mean()), means, over, len(values))
+
+
+def ratio_of(
+    values: Float[np.ndarray, " image"], than: Float[np.ndarray, " image"], *, seed: int, draws: int = 1000
+) -> Metric | None:
+    """One mean divided by another of the same images, which the bootstrap draws together; None if the other is 0."""
+    if not than.any():
+        return None
+    sums = [(values[rows].sum(), than[rows].sum()) for rows in _draws(len(values), seed, draws)]
+    ratios = np.array([above / below for above, below in sums if below])
+    return _bootstrapped(float(values.sum() / than.sum()), ratios, "images", len(values))
+
+
+def _draws(count: int, seed: int, draws: int) -> Iterator[Int64[np.ndarray, " row"]]:
     rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(draws)])
-    low, high = np.percentile(means, [2.5, 97.5])
+    return (rng.integers(count, size=count) for _ in range(draws))
+
+
+def _bootstrapped(value: float, found: Float[np.ndarray, " draw"], over: str, num_samples: int) -> Metric:
+    low, high = np.percentile(found, [2.5, 97.5])
     return Metric(
-        value=float(values.mean()),
-        standard_error=float(means.std(ddof=1)),
+        value=value,
+        standard_error=float(found.std(ddof=1)),
         interval=(float(low), float(high)),
-        uncertainty=f"bootstrap over queries, {draws} draws",
-        num_samples=len(values),
+        uncertainty=f"bootstrap over {over}, {len(found)} draws",
+        num_samples=num_samples,
     )
 
 
-def by_class(correct: Bool[np.ndarray, " image"], labels: np.ndarray, num_classes: int) -> tuple[float | None, ...]:
+def by_class(
+    correct: Bool[np.ndarray, " image"] | Float[np.ndarray, " image"], labels: np.ndarray, num_classes: int
+) -> tuple[float | None, ...]:
     """The share of right answers among the images of each class."""
     found = [correct[labels == label] for label in range(num_classes)]
     return tuple(float(one.mean()) if len(one) else None for one in found)

@@ -15,7 +15,7 @@ from mcbeit.bench.figures import page_style
 from mcbeit.bench.published import PublishedComparison, compare_published
 from mcbeit.bench.result import DetectorSpec, Result, read_results
 from mcbeit.bench.result_figures import Bar, bar_chart, confusion_uri, metric_chart
-from mcbeit.bench.summary import Table, conditions, label, markdown_table, percent, tables
+from mcbeit.bench.summary import Table, conditions, grid_cells, label, markdown_table, percent, tables
 from mcbeit.encoder import EncoderSpec
 from mcbeit.errors import BenchError
 
@@ -37,22 +37,28 @@ def write_report(folder: Path) -> Written:
     shown, published = tables(results), [row for result in results for row in compare_published(result)]
     written = Written(shown, published, folder / "report.md", folder / "report.html")
     try:
-        write_bytes(written.markdown, markdown(shown, published).encode())
+        write_bytes(written.markdown, markdown(results, shown, published).encode())
         write_bytes(written.page, page(folder, results, shown, published).encode())
     except OSError as error:
         raise BenchError(f"the report of '{folder}' cannot be written: {error.strerror or error}; make room") from error
     return written
 
 
-def markdown(shown: Sequence[Table], published: Sequence[PublishedComparison]) -> str:
+def markdown(results: Sequence[Result], shown: Sequence[Table], published: Sequence[PublishedComparison]) -> str:
     """The tables with what has to be read with them."""
     parts = [
         f"## {one.title}\n\n{markdown_table(one.cells)}\n\n" + "".join(f"- {note}\n" for note in one.notes)
         for one in shown
     ]
+    parts += [_markdown_grids(result) for result in results if result.grids]
     if published:
         parts.append(f"## Published numbers\n\n{markdown_table(published_cells(published))}\n")
     return f"# Benchmark\n\nMeasured by mcbeit {mcbeit.__version__}.\n\n" + "\n".join(parts)
+
+
+def _markdown_grids(result: Result) -> str:
+    grids = [f"{grid.title}, percent:\n\n{markdown_table(grid_cells(grid, result))}\n\n" for grid in result.grids]
+    return "".join([f"## {_title(result)}\n\n", *grids, *(f"- {remark}\n" for remark in result.remarks)])
 
 
 def published_cells(rows: Sequence[PublishedComparison]) -> list[list[str]]:
@@ -98,13 +104,16 @@ def _charts(results: Sequence[Result]) -> list[Any]:
 
 def _details(folder: Path, result: Result) -> dict[str, Any]:
     classes = result.data.classes
+    in_grids = {name for grid in result.grids for row in grid.metrics for name in row}
     return {
-        "title": f"{result.task.name} on {result.data.name}: {label(result)}",
+        "title": _title(result),
         "id": result.run_id,
         "metrics": [
             [name, f"{percent(metric)} %", metric.selection, metric.uncertainty or ""]
             for name, metric in result.metrics.items()
+            if name == result.primary or name not in in_grids
         ],
+        "grids": [(grid.title, grid_cells(grid, result)) for grid in result.grids],
         "conditions": conditions(result),
         "remarks": result.remarks,
         "curves": [metric_chart(curve) for curve in result.curves],
@@ -117,6 +126,10 @@ def _details(folder: Path, result: Result) -> dict[str, Any]:
         "protocol": json.dumps(result.task.protocol, indent=2),
         "spec": result.model.spec.model_dump_json(indent=2),
     }
+
+
+def _title(result: Result) -> str:
+    return f"{result.task.name} on {result.data.name}: {label(result)}"
 
 
 def _classes(result: Result) -> list[tuple[str, float]]:

@@ -39,8 +39,8 @@ class ServedCrew:
         for image in images:
             try:
                 files[image] = self.source.read(image)
-            except OSError as error:
-                unreadable.append(Unreadable(image, str(error)))
+            except (ImageError, OSError) as error:
+                unreadable.append(Unreadable(image, " ".join(str(error).split())))
         rows = self._ask(files, unreadable)
         good = [image for image in files if image in rows]
         stacked = (

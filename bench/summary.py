@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mcbeit.bench.model import KIND_NAMES
-from mcbeit.bench.result import Metric, Result
+from mcbeit.bench.result import Grid, Metric, Result
 
 NOT_CHOSEN = ("none", "last")  # selections that choose nothing
 
@@ -58,6 +58,15 @@ def tables(results: Sequence[Result]) -> list[Table]:
     """A table per set of images, in the order in which these come."""
     names = dict.fromkeys(result.data.name for result in results)
     return [_table(name, [result for result in results if result.data.name == name]) for name in names]
+
+
+def grid_cells(grid: Grid, result: Result) -> list[list[str]]:
+    """A grid of a result in percent, the header first."""
+    rows = (
+        [name, *("" if one is None else percent(result.metrics[one]) for one in found)]
+        for name, found in zip(grid.rows, grid.metrics, strict=True)
+    )
+    return [["", *grid.columns], *rows]
 
 
 def _table(name: str, results: Sequence[Result]) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mcbeit.bench.data import BenchData, forget_opened
-from mcbeit.bench.manifest import Manifest, make_manifest
+from mcbeit.bench.manifest import Manifest, joined_manifest, make_manifest
 from mcbeit.bench.result import SUFFIX, Result, read_result
 from mcbeit.bench.tasks import TASKS
 from mcbeit.errors import BenchError, DataError
@@ -57,8 +57,14 @@ def _verify(path: Path, seen: dict[tuple[BenchData, str], Manifest | str]) -> It
 
 def _verify_images(path: Path, result: Result, seen: dict[tuple[BenchData, str], Manifest | str]) -> Iterator[Finding]:
     channels = result.model.spec.preprocess.channels
-    data = BenchData(result.data.name, result.data.place, result.task.limit, result.data.seed, channels)
+    own = BenchData(result.data.name, result.data.place, result.task.limit, result.data.seed, channels)
+    others: dict[str, BenchData] = {}
+    task = TASKS.get(result.task.name)
+    if task is not None and task.version == result.task.version:
+        own = own.taken_for(task.images)
+        others = task.config.model_validate(result.task.protocol).other_images(own)
     for name, split in result.data.splits.items():
+        data = others.get(name, own)
         if (data, name) not in seen:
             seen[data, name] = _look(data, name)
         found = seen[data, name]
@@ -72,6 +78,7 @@ def _verify_images(path: Path, result: Result, seen: dict[tuple[BenchData, str],
 
 def _look(data: BenchData, split: str) -> Manifest | str:
     try:
-        return make_manifest(data.open(split))
+        parts = data.shifted().parts if data.kind == "shifted" else (split,)
+        return joined_manifest([make_manifest(data.open(part)) for part in parts])
     except DataError as error:
         return str(error)

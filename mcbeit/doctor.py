@@ -38,6 +38,7 @@ PARTS = (
     Part(PILLOWS, "reading images", "pip install pillow"),
     Part(("pyarrow",), "reading parquet files", "pip install 'mcbeit[data]'"),
     Part(("tifffile",), "reading TIFF files of N channels", "pip install 'mcbeit[data]'"),
+    Part(("scipy",), "corrupting images, and the devkit of ImageNet", "pip install 'mcbeit[robustness]'"),
     Part(("ray",), "training with several workers, and serving", "pip install 'ray[train,serve]'"),
     Part(("onnx",), "exporting a backbone", "pip install onnx"),
     Part(ONNXRUNTIMES, "running an exported backbone", "pip install 'mcbeit[cpu]'"),

@@ -32,7 +32,7 @@ ONLY_IN = {
     },
     "lancedb": {"mcbeit/index_tables.py"},
     "tifffile": {"mcbeit/multichannel.py"},
-    "scipy": {"mcbeit/sources/imagenet_labels.py"},
+    "scipy": {"mcbeit/sources/imagenet_labels.py", "bench/corruptions.py"},
     "faiss": {"mcbeit/index.py", "serve/store_vectors.py", "bench/index.py"},
 }
 NOT_LOADED_WITH = {  # not by the module itself, nor by anything that it loads

@@ -8,7 +8,7 @@ from mcbeit.bench.data import SPLITS, BenchData, DataKind
 from mcbeit.bench.features import Features
 from mcbeit.bench.manifest import Used
 from mcbeit.bench.model import BenchModel
-from mcbeit.bench.result import Answers, Curve, Metric, Preset
+from mcbeit.bench.result import Answers, Curve, Grid, Metric, Preset
 from mcbeit.config import Config, Seed
 
 Needs = Literal["embedding", "weights"]
@@ -25,6 +25,10 @@ class TaskConfig(Config):
         """Where these settings need weights and the task itself needs none: the setting that does without them."""
         return None
 
+    def other_images(self, data: BenchData) -> dict[str, BenchData]:
+        """The sets of images that are measured beside `data`, by the names that results give them."""
+        return {}
+
 
 @dataclass
 class Outcome:
@@ -36,6 +40,7 @@ class Outcome:
     per_class: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     confusion: tuple[tuple[int, ...], ...] | None = None
     curves: tuple[Curve, ...] = ()
+    grids: tuple[Grid, ...] = ()
     answers: Answers | None = None
     remarks: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)

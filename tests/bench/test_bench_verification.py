@@ -70,3 +70,13 @@ def test_images_that_are_away_are_told_but_nothing_is_wrong(measured_folder: Pat
 def test_an_empty_folder_is_no_success(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="holds no results"):
         verify_folder(tmp_path)
+
+
+def test_the_images_of_a_retrieval_are_looked_at(tmp_path: Path) -> None:
+    images = write_colours(tmp_path / "colours") / "val"
+    found = make_plan(["retrieval"], ["pixels"], [f"c=single:{images}"], preset="smoke", out=tmp_path / "out")
+    list(run(found, resume=False, stop=StopRequest()))
+    assert {finding.text for finding in verify_folder(tmp_path / "out")} == {
+        "unchanged, and so are its 12 images (queries)",
+        "unchanged, and so are its 12 images (gallery)",
+    }
