@@ -1,6 +1,7 @@
 """What pretraining is worth for segmentation and detection on scenes of emoji (synthetic composites), over seeds.
 
-    mcbeit data prepare emoji-ade data/emoji-ade && mcbeit data prepare emoji-coco data/emoji-coco
+    mcbeit data prepare emoji-ade-agnostic data/emoji-ade-agnostic
+    mcbeit data prepare emoji-coco-agnostic data/emoji-coco-agnostic
     mcbeit train emoji
     python benchmarks/dense.py -o runs/dense          # about two hours on 2 cores
 
@@ -18,7 +19,7 @@ from objectives import mcbeit, spread  # the script beside this one
 from mcbeit.bench.result import Result, read_results
 from mcbeit.cli.tables import print_table
 
-ADE, COCO = "emoji-ade=data/emoji-ade", "emoji-coco=data/emoji-coco"
+ADE, COCO = "emoji-ade-agnostic=data/emoji-ade-agnostic", "emoji-coco-agnostic=data/emoji-coco-agnostic"
 FROZEN = ["short_side=160", "stride=48"]
 COLUMNS = {  # task, metric -> what the column is called
     ("segmentation-knn", "miou"): "mIoU, neighbours",

@@ -3,6 +3,7 @@
     mcbeit data prepare fashion-mnist data/fashion-mnist
     python benchmarks/objectives.py fashion-mnist -o runs/objectives          # about an hour and a half on 2 cores
 
+For emoji also `mcbeit data prepare emoji data/emoji` and `photos data/photos`; its presets are shortened to one epoch.
 For each seed a tokenizer, then the same backbone three times: as it is before training, pretrained with hard targets
 (BEiT), and with multi-choice targets (mc-BEiT), with one budget, init, order of images and masks. Each is measured by
 `mcbeit bench`: k-NN and a linear probe on frozen features, and finetuning on 1 % and 10 % of the labels. What is done
@@ -35,11 +36,20 @@ class Setting(NamedTuple):
     tokenizer: str
     finetune: str
     classes: str  # the labelled images
+    tokenizer_changes: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()  # of the preset
 
 
 SETTINGS = {
     "fashion-mnist": Setting("demo", "demo-tokenizer", "finetune-demo", "data/fashion-mnist"),
-    "emoji": Setting("emoji", "emoji-tokenizer", "finetune-demo", "data/emoji"),
+    "emoji": Setting(
+        "emoji",
+        "emoji-tokenizer",
+        "finetune-demo",
+        "data/emoji",
+        ("optim.epochs=1",),
+        ("optim.epochs=1", "optim.warmup_epochs=0.1", "eval.gallery=null", "eval.queries=null"),
+    ),
 }
 
 
@@ -61,10 +71,10 @@ def main() -> None:
 def models(setting: Setting, out: Path, seed: int) -> Iterator[tuple[str, Path]]:
     """The three backbones of a seed, trained if they are not there."""
     tokenizer = out / f"tokenizer-{seed}"
-    mcbeit("train", setting.tokenizer, f"run={tokenizer}", f"seed={seed}", "--resume")
+    mcbeit("train", setting.tokenizer, f"run={tokenizer}", f"seed={seed}", *setting.tokenizer_changes, "--resume")
     for name, changes in BACKBONES.items():
         run = out / f"{name.split()[0]}-{seed}"
-        words = [f"run={run}", f"seed={seed}", f"tokenizer.path={tokenizer}", *changes, "--resume"]
+        words = [f"run={run}", f"seed={seed}", f"tokenizer.path={tokenizer}", *setting.changes, *changes, "--resume"]
         mcbeit("train", setting.preset, *words)
         yield name, run
 
@@ -78,9 +88,7 @@ def measure(images: str, setting: Setting, out: Path, model: Path, seed: int, li
            "logreg.precision=fp32", *limited)  # fmt: skip
     for fraction in (0.01, 0.1):
         recipe = [f"finetune.recipe={setting.finetune}", f"finetune.label_fraction={fraction}"]
-        recipe += [
-            "finetune.eval={every_epochs: 1000}"
-        ]  # the last epoch counts; judging each takes longer than training
+        recipe += ["finetune.eval={every_epochs: 1000}"]  # the last epoch counts; judging each takes long
         if fraction < 0.1:
             recipe += ["finetune.optim={epochs: 20, batch_size: 32}"]
         mcbeit("bench", "run", "-t", "finetune", *common, *recipe)
