@@ -56,15 +56,13 @@ def _verify(path: Path, seen: dict[tuple[BenchData, str], Manifest | str]) -> It
 
 
 def _verify_images(path: Path, result: Result, seen: dict[tuple[BenchData, str], Manifest | str]) -> Iterator[Finding]:
-    channels = result.model.spec.preprocess.channels
-    own = BenchData(result.data.name, result.data.place, result.task.limit, result.data.seed, channels)
-    others: dict[str, BenchData] = {}
-    task = TASKS.get(result.task.name)
-    if task is not None and task.version == result.task.version:
-        own = own.taken_for(task.images)
-        others = task.config.model_validate(result.task.protocol).other_images(own)
+    places = _places(result)
     for name, split in result.data.splits.items():
-        data = others.get(name, own)
+        data = places.get(name)
+        if data is None:
+            why = f"{result.task.name}, as it is now, does not tell where they are"
+            yield Finding(path.name, f"its images ({name}) cannot be looked at: {why}", False)
+            continue
         if (data, name) not in seen:
             seen[data, name] = _look(data, name)
         found = seen[data, name]
@@ -74,6 +72,21 @@ def _verify_images(path: Path, result: Result, seen: dict[tuple[BenchData, str],
             yield Finding(path.name, f"its images ({name}) at '{data.place}' are others now", True)
         else:
             yield Finding(path.name, f"unchanged, and so are its {split.manifest.num_images:,} images ({name})", False)
+
+
+def _places(result: Result) -> dict[str, BenchData]:
+    """Where the images of a result are, by split, as far as its task tells: another version has other settings."""
+    task = TASKS.get(result.task.name)
+    if task is None:
+        return {}
+    channels = result.model.spec.preprocess.channels
+    own = BenchData(
+        result.data.name, result.data.place, result.task.limit, result.data.seed, channels, kind=task.images
+    )
+    found = dict.fromkeys(task.splits, own)
+    if task.version == result.task.version:
+        found |= task.config.model_validate(result.task.protocol).other_images(own)
+    return found
 
 
 def _look(data: BenchData, split: str) -> Manifest | str:

@@ -1,5 +1,6 @@
 """The task `robustness`: clean, corrupted and other images of the same classes, by one classifier."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mcbeit.bench.harness import make_plan, run
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.result import Result
 from mcbeit.bench.results_page import write_report
+from mcbeit.bench.tasks import TASKS
 from mcbeit.bench.tasks.robustness import TASK, RobustnessConfig
 from mcbeit.bench.verification import verify_folder
 from mcbeit.embed_task import StreamConfig
@@ -186,6 +188,24 @@ def test_another_set_is_another_measurement_and_verify_looks_at_it(imagenet: Pat
         f"its images (v2) at '{numbers}' are others now"
     ]
     assert of_sets(imagenet, tmp_path / "out", given).run_id != first.run_id
+
+
+def test_another_version_of_the_task_does_not_look_for_its_sets(
+    imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = f"robustness.sets={{a: {write_classes(tmp_path / 'a', {WNIDS[0]: COLOURS[0]})}}}"
+    of_sets(imagenet, tmp_path / "out", given)
+    monkeypatch.setitem(TASKS, "robustness", replace(TASK, version=2))
+    found = verify_folder(tmp_path / "out")
+    assert not [finding for finding in found if finding.is_wrong]
+    assert [finding.text for finding in found] == [
+        "measured by version 1, now 2 of the task; measure again to compare",
+        "unchanged, and so are its 24 images (train)",
+        "unchanged, and so are its 8 images (val)",
+        "its images (a) cannot be looked at: robustness, as it is now, does not tell where they are",
+    ]
+    monkeypatch.delitem(TASKS, "robustness")
+    assert len([one for one in verify_folder(tmp_path / "out") if "does not tell where they are" in one.text]) == 3
 
 
 def test_the_report_has_a_table_of_corruptions(colours: Path, tmp_path: Path) -> None:
