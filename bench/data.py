@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from mcbeit.bench.retrieval_data import RetrievalKind, RetrievalSet, open_retrieval
-from mcbeit.bench.shifted_sets import ShiftedSet, open_shifted
+from mcbeit.bench.shifted_sets import ShiftedSet, open_part, open_shifted
 from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.errors import ConfigError
 from mcbeit.preprocess import COLOURS
@@ -91,7 +91,7 @@ class BenchData:
     def open(self, split: str) -> ImageSource:
         """The images of a split, or of a part of a shifted set."""
         if self.kind == "shifted":
-            return self._some(self.shifted().parts[split])
+            return self._some(_part(self.place, split, self.channels))
         return getattr(self.opened(), split)
 
     @property
@@ -114,7 +114,7 @@ NOTHING = BenchData("", "")  # for a model that is not asked about images yet
 
 def forget_opened() -> None:
     """Look at the disk again when images are asked for next."""
-    for opened in (_splits, _retrieval, _scenes, _annotated, _shifted):
+    for opened in (_splits, _retrieval, _scenes, _annotated, _shifted, _part):
         opened.cache_clear()
 
 
@@ -147,3 +147,8 @@ def _annotated(path: str) -> CocoSplits:
 @lru_cache(maxsize=8)
 def _shifted(path: str, channels: int) -> ShiftedSet:
     return open_shifted(path, channels=channels)
+
+
+@lru_cache(maxsize=4)
+def _part(path: str, part: str, channels: int) -> ImageSource:
+    return open_part(path, part, channels=channels)

@@ -27,10 +27,11 @@ EXPECTED = (
 
 
 class ShiftedSet(NamedTuple):
-    """One labelled source, or one per corruption and severity, as `fog/3`, of the same images."""
+    """What a folder holds: one labelled source, or one per corruption and severity, as `fog/3`, of the same images."""
 
-    parts: dict[str, ImageSource]
+    parts: tuple[str, ...]
     layout: ShiftedLayout
+    classes: tuple[str, ...]  # the names of the folders of images, by number
 
 
 def open_shifted(path: str, *, channels: int = COLOURS) -> ShiftedSet:
@@ -41,14 +42,18 @@ def open_shifted(path: str, *, channels: int = COLOURS) -> ShiftedSet:
     folders = _folders(path)
     inner = _folders(location.join(path, folders[0])) if folders else []
     if inner and set(inner) <= SEVERITIES:
-        parts = {part: _open(path, part, channels) for name in folders for part in _severities(path, name)}
-        _check_same(path, parts)
-        return ShiftedSet(parts, "corruptions")
+        parts = tuple(part for name in folders for part in _severities(path, name))
+        return ShiftedSet(parts, "corruptions", _classes(path, parts, channels))
     if inner or not folders:
         seen = f"; in '{folders[0]}' {location.describe(location.join(path, folders[0]))}" if folders else ""
         raise DataError(f"'{path}' is not laid out as {EXPECTED}: {location.describe(path)}{seen}")
     is_numbered = all(name.isascii() and name.isdigit() for name in folders)
-    return ShiftedSet({WHOLE: open_imagefolder(path, channels=channels)}, "numbers" if is_numbered else "classes")
+    return ShiftedSet((WHOLE,), "numbers" if is_numbered else "classes", _classes(path, (WHOLE,), channels))
+
+
+def open_part(path: str, part: str, *, channels: int = COLOURS) -> ImageSource:
+    """The images of a part; the others, of which ImageNet-C has millions, are not looked at."""
+    return open_imagefolder(path if part == WHOLE else location.join(path, part), channels=channels)
 
 
 def class_numbers(path: str, found: ShiftedSet, classes: Sequence[str]) -> Int64[np.ndarray, " class"]:
@@ -57,7 +62,7 @@ def class_numbers(path: str, found: ShiftedSet, classes: Sequence[str]) -> Int64
     Raises DataError if it has a class that they do not have.
     """
     number = {name: i for i, name in enumerate(classes)}
-    own = next(iter(found.parts.values())).classes
+    own = found.classes
     if found.layout == "numbers" and not set(own) <= number.keys():
         number = {str(i): i for i in range(len(classes))}
     if strange := [name for name in own if name not in number]:
@@ -66,10 +71,6 @@ def class_numbers(path: str, found: ShiftedSet, classes: Sequence[str]) -> Int64
             f"'{strange[0]}'; expected '{classes[0]}' and the like, or numbers from 0 to {len(classes) - 1}"
         )
     return np.array([number[name] for name in own], np.int64)
-
-
-def _open(path: str, part: str, channels: int) -> ImageSource:
-    return open_imagefolder(location.join(path, part), channels=channels)
 
 
 def _folders(path: str) -> list[str]:
@@ -85,11 +86,14 @@ def _severities(path: str, name: str) -> list[str]:
     return [f"{name}/{severity}" for severity in found]
 
 
-def _check_same(path: str, parts: dict[str, ImageSource]) -> None:
-    first, *others = parts
-    for other in others:
-        if parts[other].summary() != parts[first].summary():
+def _classes(path: str, parts: Sequence[str], channels: int) -> tuple[str, ...]:
+    """The classes that all parts have. Raises DataError unless all have the same images."""
+    first = open_part(path, parts[0], channels=channels)
+    for part in parts[1:]:
+        other = open_part(path, part, channels=channels)
+        if other.summary() != first.summary():
             raise DataError(
-                f"'{path}' has other images in '{other}' ({len(parts[other])}) than in '{first}' "
-                f"({len(parts[first])}); are all corruptions complete?"
+                f"'{path}' has other images in '{part}' ({len(other)}) than in '{parts[0]}' "
+                f"({len(first)}); are all corruptions complete?"
             )
+    return tuple(first.classes)

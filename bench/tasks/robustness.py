@@ -129,7 +129,7 @@ def _checked(data: BenchData, config: RobustnessConfig) -> tuple[dict[str, _Othe
         classes = class_numbers(other.place, found, data.classes)
         if not np.isin(trained, classes).any():
             raise BenchError(f"{name}: no training image that is used has one of its classes; use more of them")
-        sets[name] = _OtherSet(other, found.layout, list(found.parts), classes)
+        sets[name] = _OtherSet(other, found.layout, found.parts, classes)
     real = None if config.real_labels is None else read_real_labels(config.real_labels)
     if real is not None:
         real.check(data.open("val").name(0), len(data.classes))

@@ -9,13 +9,14 @@ import pytest
 from shifted import COLOURS, WNIDS, write_classes, write_corruptions
 
 from mcbeit.bench.data import BenchData, forget_opened
-from mcbeit.bench.shifted_sets import IMAGENET_C, WHOLE, class_numbers, open_shifted
+from mcbeit.bench.shifted_sets import IMAGENET_C, WHOLE, class_numbers, open_part, open_shifted
 from mcbeit.errors import DataError
 
 
 def test_folders_of_classes(tmp_path: Path) -> None:
     found = open_shifted(str(write_classes(tmp_path, {WNIDS[2]: COLOURS[2], WNIDS[0]: COLOURS[0]})))
-    assert (found.layout, len(found.parts[WHOLE])) == ("classes", 6)
+    assert (found.layout, found.parts) == ("classes", (WHOLE,))
+    assert len(open_part(str(tmp_path), WHOLE)) == 6
     np.testing.assert_array_equal(class_numbers("a", found, WNIDS), [0, 2])
 
 
@@ -35,9 +36,9 @@ def test_numbers_that_are_names_of_classes_mean_these(tmp_path: Path) -> None:
 
 def test_corruptions_and_severities(tmp_path: Path) -> None:
     found = open_shifted(str(write_corruptions(tmp_path, ["fog", "snow"], severities=[1, 5])))
-    assert (found.layout, list(found.parts)) == ("corruptions", ["fog/1", "fog/5", "snow/1", "snow/5"])
+    assert (found.layout, found.parts) == ("corruptions", ("fog/1", "fog/5", "snow/1", "snow/5"))
     np.testing.assert_array_equal(class_numbers("c", found, WNIDS), [0, 1, 2, 3])
-    assert found.parts["snow/5"].name(1).endswith(f"snow/5/{WNIDS[1]}/ILSVRC2012_val_00000002.JPEG")
+    assert open_part(str(tmp_path), "snow/5").name(1).endswith(f"snow/5/{WNIDS[1]}/ILSVRC2012_val_00000002.JPEG")
 
 
 def test_there_are_fifteen_corruptions_of_imagenet_c() -> None:
@@ -63,6 +64,14 @@ def test_a_limit_draws_the_same_images_of_every_corruption(tmp_path: Path) -> No
     first, second = (data.open(part) for part in data.shifted().parts)
     assert len(first) == 2
     assert [first.name(i).rpartition("/")[2] for i in range(2)] == [second.name(i).rpartition("/")[2] for i in range(2)]
+
+
+def test_a_worker_that_needs_a_part_does_not_look_at_the_others(tmp_path: Path) -> None:
+    write_corruptions(tmp_path, ["fog", "snow"], severities=[1, 2])
+    shutil.rmtree(tmp_path / "fog")
+    (tmp_path / "fog").mkdir()
+    forget_opened()
+    assert len(BenchData("c", str(tmp_path), kind="shifted").open("snow/2")) == 4
 
 
 def wrong(path: Path) -> str:
