@@ -14,6 +14,7 @@ from mcbeit.errors import DataError
 from mcbeit.sources import location
 
 NUM_CLASSES = 1000
+LEAST_SHARE = 0.5  # of images that show the class that ImageNet gives them: most do
 TIMM = "timm"  # the labels that come with it
 FILE = "data/_info/imagenet_real_labels.json"
 NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
@@ -27,21 +28,35 @@ class RealLabels(NamedTuple):
     labels: list[list[int]]
     sha256: str
 
-    def check(self, name: str, num_classes: int) -> None:
-        """Raise DataError unless an image, known by its name, and the classes are those of the labels."""
+    def check(self, names: Sequence[str], labels: Int64[np.ndarray, " image"], num_classes: int) -> None:
+        """Raise DataError unless images, known by their names, and their classes are those of the labels.
+
+        If few show the class that ImageNet gives them, classes are numbered in another order here.
+        """
         highest = max((label for labels in self.labels for label in labels), default=0)
         if highest >= num_classes:
             raise DataError(
                 f"'{self.place}' names class {highest}, and the images have {num_classes} classes, 0 to "
                 f"{num_classes - 1}; ReaL is of all {NUM_CLASSES} of ImageNet"
             )
-        self._number(name)
+        shows = self.judge(names, labels)
+        if shows.mean() < LEAST_SHARE:
+            raise DataError(
+                f"'{self.place}' has other classes than the images: of {len(shows)} images only {shows.sum()} show "
+                "their own; ReaL numbers classes in the order of their WordNet ids, so folders must be called by these"
+            )
 
     def judge(self, names: Sequence[str], predicted: Int64[np.ndarray, " image"]) -> Bool[np.ndarray, " labelled"]:
-        """Whether each image with labels was taken for one of its classes. Raises DataError as `check` does."""
+        """Whether each image with labels was taken for one of its classes.
+
+        Raises DataError for a strange name, and if no image has labels.
+        """
         numbers = [self._number(name) for name in names]
         pairs = zip((self.labels[number] for number in numbers), predicted.tolist(), strict=True)
-        return np.array([guess in labels for labels, guess in pairs if labels], bool)
+        found = np.array([guess in labels for labels, guess in pairs if labels], bool)
+        if not len(found):
+            raise DataError(f"'{self.place}' has labels for none of {len(names)} images; use more of them")
+        return found
 
     def _number(self, name: str) -> int:
         found = NUMBER.search(name)

@@ -132,7 +132,9 @@ def _checked(data: BenchData, config: RobustnessConfig) -> tuple[dict[str, _Othe
         sets[name] = _OtherSet(other, found.layout, found.parts, classes)
     real = None if config.real_labels is None else read_real_labels(config.real_labels)
     if real is not None:
-        real.check(data.open("val").name(0), len(data.classes))
+        val = replace(data, limit=None).open("val")
+        assert val.labels is not None
+        real.check([val.name(i) for i in range(len(val))], val.labels, len(data.classes))
     return sets, real
 
 

@@ -244,6 +244,9 @@ def test_a_set_of_other_classes_is_told_before_anything_is_embedded(imagenet: Pa
     real = write_real(tmp_path / "real.json", [[4]] * 8)
     with pytest.raises(DataError, match="names class 4, and the images have 4 classes"):
         of_sets(imagenet, tmp_path / "out", f"robustness.real_labels={real}")
+    real = write_real(tmp_path / "real.json", [[1], [2], [3], [0]] * 2)
+    with pytest.raises(DataError, match="of 8 images only 0 show their own"):
+        of_sets(imagenet, tmp_path / "out", f"robustness.real_labels={real}", "limit=2")
     assert not (tmp_path / "out" / "features").exists()
 
 

@@ -24,7 +24,8 @@ def test_the_labels_that_timm_has_are_those_of_the_publication() -> None:
     real = read_real_labels(TIMM)
     assert len(real.labels) == 50_000
     assert sum(map(bool, real.labels)) == 46_837
-    real.check(names(50_000)[0], 1000)
+    numbers = [number for number, labels in enumerate(real.labels, start=1) if labels]
+    real.check(names(*numbers, 50_000), np.array([*(real.labels[number - 1][0] for number in numbers), 0]), 1000)
 
 
 @pytest.mark.parametrize(
@@ -59,4 +60,18 @@ def test_no_file_is_one_error(tmp_path: Path) -> None:
 def test_other_images_or_classes_are_one_error(tmp_path: Path, name: str, num_classes: int, told: str) -> None:
     real = read_real_labels(str(write_real(tmp_path / "real.json", [[0], [4]])))
     with pytest.raises(DataError, match=told):
-        real.check(name, num_classes)
+        real.check([*names(2), name], np.array([4, 0]), num_classes)
+
+
+def test_classes_in_another_order_are_one_error(tmp_path: Path) -> None:
+    """As folders called 0 to 999 are, which stand in the order of text."""
+    real = read_real_labels(str(write_real(tmp_path / "real.json", [[0], [1, 2], [], [3], [4]])))
+    real.check(names(1, 2, 3, 4, 5), np.array([1, 2, 0, 3, 1]), 5)  # two of four
+    with pytest.raises(DataError, match="of 4 images only 1 show their own; ReaL numbers classes in the order of"):
+        real.check(names(1, 2, 3, 4, 5), np.array([1, 2, 3, 0, 1]), 5)
+
+
+def test_images_without_any_label_are_one_error(tmp_path: Path) -> None:
+    real = read_real_labels(str(write_real(tmp_path / "real.json", [[0], []])))
+    with pytest.raises(DataError, match="has labels for none of 1 images; use more of them"):
+        real.judge(names(2), np.array([0]))
