@@ -28,7 +28,7 @@ from mcbeit.bench.features import Features
 from mcbeit.bench.manifest import joined_used
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.real_labels import RealLabels, read_real_labels
-from mcbeit.bench.result import accuracy, by_class
+from mcbeit.bench.result import Grid, accuracy, by_class
 from mcbeit.bench.shift_scores import Cell, Judged, judge_table, severity_curves
 from mcbeit.bench.shifted_sets import IMAGENET_C, WHOLE, ShiftedLayout, class_numbers
 from mcbeit.bench.tasks.frozen_classifier import Classes, FrozenClassifier, LogisticClassifier, NearestClassifier
@@ -89,7 +89,7 @@ def run(model: BenchModel, data: BenchData, config: RobustnessConfig) -> Outcome
     judge = _Judge(model, data, config, _fit(train, config))
     fitted = time.monotonic() - before
     predicted = judge.classifier.predict(val.vectors)
-    shown = [CORRUPTED] if config.corruptions else [*(f"top1, {name}" for name in sets), REAL]
+    shown = [CORRUPTED] * bool(config.corruptions) + [f"top1, {name}" for name in sets] + [REAL] * (real is not None)
     outcome = Outcome(
         primary=shown[0],
         metrics={CLEAN: accuracy(predicted == val.labels)},
@@ -103,6 +103,8 @@ def run(model: BenchModel, data: BenchData, config: RobustnessConfig) -> Outcome
         judge.other_set(outcome, one)
     if real is not None:
         _judge_real_labels(outcome, real, val, predicted)
+    if sets or real is not None:
+        outcome.grids = (_overview([CLEAN, *shown]), *outcome.grids)
     outcome.seconds |= {"fit": fitted, "shifted features": judge.seconds}
     return outcome
 
@@ -153,6 +155,12 @@ def _judge_real_labels(
     outcome.remarks += (
         f"ReaL: {len(correct):,} of {len(val.names):,} validation images have labels (SHA-256 {real.sha256[:16]})",
     )
+
+
+def _overview(names: Sequence[str]) -> Grid:
+    """The number of each set of images."""
+    rows = tuple(name.removeprefix("top1, ") for name in names)
+    return Grid(title="Sets of images", rows=rows, columns=("top1",), metrics=tuple((name,) for name in names))
 
 
 class _Judge:

@@ -157,7 +157,7 @@ def test_imagenet_c_as_it_is_distributed(imagenet: Path, tmp_path: Path) -> None
     assert found.metrics["top1, imagenet-c, speckle_noise"].value == 0.0
     assert found.metrics["top1, imagenet-c"].value == pytest.approx(0.6)
     assert found.metrics["top1, imagenet-c"].num_samples == 4
-    (grid,) = found.grids
+    _, grid = found.grids
     assert (grid.title, grid.rows) == ("imagenet-c", ("fog", "frost", "speckle_noise", "mean"))
     assert found.data.splits["imagenet-c"].manifest.num_images == 60
     assert "imagenet-c: 65 of the 75 parts of ImageNet-C are missing" in found.remarks
@@ -220,6 +220,18 @@ def test_the_report_has_a_table_of_corruptions(colours: Path, tmp_path: Path) ->
     assert "<td>gaussian_noise</td>" in html
     assert "top1, corrupted, fog, severity 1" not in html  # it stands in the table alone
     assert "<td>top1, clean, at 32 px</td>" in html
+
+
+def test_the_report_has_a_number_for_every_set(imagenet: Path, tmp_path: Path) -> None:
+    first, second = (write_classes(tmp_path / name, {WNIDS[0]: COLOURS[0]}) for name in ("a", "r"))
+    real = write_real(tmp_path / "real.json", [[0], [1], [2], [3]] * 2)
+    given = f"robustness.sets={{a: {first}, r: {second}}}"
+    measure(imagenet, tmp_path, given, "robustness.corruptions=[pixelate]", f"robustness.real_labels={real}")
+    lines = write_report(tmp_path).markdown.read_text().splitlines()
+    start = lines.index("Sets of images, percent:")
+    rows = [line.split("|")[1].strip() for line in lines[start + 4 : start + 9]]
+    assert rows == ["clean", "corrupted", "a", "r", "ReaL labels"]
+    assert all("100.00 ± " in line for line in lines[start + 4 : start + 9])
 
 
 @pytest.mark.parametrize(
