@@ -42,7 +42,7 @@ from mcbeit.errors import BenchError
 from mcbeit.preprocess import COLOURS
 
 CLEAN, CORRUPTED, REAL = "top1, clean", "top1, corrupted", "top1, ReaL labels"
-TAKEN = {*SPLITS["labelled"], "clean", "corrupted"}
+TAKEN = {*SPLITS["labelled"], "clean", "corrupted", "ReaL labels"}
 Severity = Annotated[int, Field(ge=SEVERITIES[0], le=SEVERITIES[-1])]
 
 
@@ -66,6 +66,8 @@ class RobustnessConfig(TaskConfig):
             raise ValueError("no corruptions, sets or real_labels: nothing to measure")
         if taken := self.sets.keys() & TAKEN:
             raise ValueError(f"sets: '{min(taken)}' means something else in results; choose another name")
+        if parted := [name for name in self.sets if "," in name]:
+            raise ValueError(f"sets: '{parted[0]}' would be a part of a set in results; choose a name without a comma")
         return self
 
     def other_images(self, data: BenchData) -> dict[str, BenchData]:

@@ -241,6 +241,8 @@ def test_the_report_has_a_number_for_every_set(imagenet: Path, tmp_path: Path) -
         (["robustness.corruptions=[snow]"], r"corruptions\.0.*'gaussian_noise'"),
         (["robustness.severities=[6]"], "severities.0: .*less than or equal to 5"),
         (["robustness.sets={corrupted: x}"], "'corrupted' means something else in results; choose another name"),
+        (["robustness.sets={ReaL labels: x}"], "'ReaL labels' means something else in results"),
+        (["robustness.sets={'c, fog': x}"], "'c, fog' would be a part of a set in results; choose a name without a"),
         (["robustness.logreg.seed=1"], "unknown key 'logreg.seed'"),
     ],
 )
