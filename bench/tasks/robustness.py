@@ -197,16 +197,19 @@ class _Judge:
     def other_set(self, outcome: Outcome, one: _OtherSet) -> None:
         """Other images. Predictions are restricted to the classes of a set whose folders are called by classes."""
         name, has_parts = one.data.name, one.layout == "corruptions"
-        among = np.unique(one.classes) if one.layout == "classes" else None
+        is_partial = one.layout == "classes" and len(one.classes) < len(self.data.classes)
+        among = np.unique(one.classes) if is_partial else None
         judged, used = {}, []
         for part in one.parts:
             treatment = self._treatment() if has_parts else None
             judged[part], features = self._judge(one.data, part, treatment, one.classes, among)
             used.append(features.used)
         outcome.used[name] = joined_used(used)
+        first, taken_for = features.classes[0], self.data.classes[one.classes[0]]
+        numbering = f", folder {first} taken for class {taken_for}" if one.layout == "numbers" else ""
         outcome.remarks += (
             f"{name}: {len(one.classes):,} of {len(self.data.classes):,} classes, "
-            f"predictions out of {'all' if among is None else 'these alone'}",
+            f"predictions out of {'all' if among is None else 'these alone'}{numbering}",
         )
         if has_parts:
             self._add_table(outcome, one.data, judged)

@@ -131,12 +131,14 @@ def test_a_set_of_some_classes_is_judged_among_these(imagenet: Path, tmp_path: P
     """Yellow is taken for the last class, which ImageNet-A here has not: what is nearest of the others counts."""
     adversarial = write_classes(tmp_path / "a", {WNIDS[1]: COLOURS[3], WNIDS[0]: COLOURS[0]})
     whole = write_classes(tmp_path / "w", {WNIDS[1]: COLOURS[3], WNIDS[0]: COLOURS[0], WNIDS[3]: COLOURS[3]})
-    given = f"robustness.sets={{imagenet-a: {adversarial}, whole: {whole}}}"
+    full = write_classes(tmp_path / "f", dict(zip(WNIDS, COLOURS, strict=True)))
+    given = f"robustness.sets={{imagenet-a: {adversarial}, whole: {whole}, full: {full}}}"
     found = of_sets(imagenet, tmp_path / "out", given)
     assert found.primary == "top1, imagenet-a"
     assert found.metrics["top1, imagenet-a"].value == 1.0
     assert found.metrics["top1, whole"].value == pytest.approx(2 / 3)
     assert "imagenet-a: 2 of 4 classes, predictions out of these alone" in found.remarks
+    assert "full: 4 of 4 classes, predictions out of all" in found.remarks
     assert found.data.splits["imagenet-a"].manifest.num_images == 6
     assert found.data.splits["imagenet-a"].used.num_used == 6
 
@@ -145,7 +147,8 @@ def test_folders_of_numbers_are_classes_in_their_order(imagenet: Path, tmp_path:
     matched = write_classes(tmp_path / "v2", {str(i): colour for i, colour in enumerate(COLOURS)})
     found = of_sets(imagenet, tmp_path / "out", f"robustness.sets={{imagenet-v2: {matched}}}")
     assert found.metrics["top1, imagenet-v2"].value == 1.0
-    assert "imagenet-v2: 4 of 4 classes, predictions out of all" in found.remarks
+    told = f"imagenet-v2: 4 of 4 classes, predictions out of all, folder 0 taken for class {WNIDS[0]}"
+    assert told in found.remarks
 
 
 def test_imagenet_c_as_it_is_distributed(imagenet: Path, tmp_path: Path) -> None:
