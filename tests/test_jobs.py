@@ -102,6 +102,13 @@ def test_preset__has_a_header_with_hardware_number_and_command(name: str) -> Non
     assert yaml.safe_load(text)["run"] == f"runs/{name}"
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_preset__prepares_the_images_that_it_learns_from(name: str) -> None:
+    text = (PRESETS / f"{name}.yaml").read_text()
+    for made in re.findall(r"mcbeit data prepare \S+ (\S+)", text):
+        assert re.search(rf"source: .*\b{made}[/,\]\n]", text), made
+
+
 def test_preset_mcbeit_base__costs_what_the_recipe_costs() -> None:
     lines = "\n".join(cost_lines(load_job("mcbeit-base")))
     assert "backbone 85.67 M, head 6.30 M" in lines
