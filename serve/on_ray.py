@@ -21,7 +21,7 @@ from mcbeit.temporary import temporary_folder
 
 POLL_SECONDS = 0.1
 READY_SECONDS = 120.0
-ANSWER_SECONDS = 60.0  # from the start of the last replica to the first answer
+ANSWER_SECONDS = 60.0  # from the start of the last replica on a cluster to the first answer
 RUNNING, FAILED = "RUNNING", "DEPLOY_FAILED"  # states in the words of Ray Serve
 
 
@@ -115,7 +115,7 @@ def _wait_until_ready(config: ServeConfig, address: str, stop: StopRequest) -> N
         if state == FAILED or now > until:
             raise RunError(f"the service at {address} did not become ready ({state}): {said or 'Ray says no more'}")
         started = (started or now) if state == RUNNING else None
-        if started is not None and now - started > ANSWER_SECONDS:
+        if config.ray.address is not None and started is not None and now - started > ANSWER_SECONDS:
             raise RunError(
                 f"all replicas run, but nothing answers at {address}: the cluster's Ray Serve may have been started "
                 "with another host or port; give these, or end it by `serve shutdown`"

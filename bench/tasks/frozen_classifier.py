@@ -62,13 +62,16 @@ class LogisticClassifier:
     def __init__(self, train: Features, config: StrengthConfig, seed: int, *, key: str) -> None:
         """Raises BenchError, which names `key`, if there are too few images to leave some out."""
         assert train.labels is not None
-        self.scale = fit_scaling(train.vectors, config.scaling)
+        self.scale = None if config.scaling == "none" else fit_scaling(train.vectors, config.scaling)
         chosen = fit_chosen(
-            config, self.scale(train.vectors), train.labels, len(train.classes), seed=seed, key=f"{key}.held_out"
+            config, self._scaled(train.vectors), train.labels, len(train.classes), seed=seed, key=f"{key}.held_out"
         )
         self.fitted, self.remarks = chosen.classifier, ("logistic regression", *strength_remarks(config, chosen))
 
     def predict(self, vectors: Vectors, among: Classes | None = None) -> Predicted:
         """See `FrozenClassifier`."""
-        scaled = self.scale(vectors)
+        scaled = self._scaled(vectors)
         return self.fitted.predict(scaled)[0] if among is None else among[self.fitted.among(among).predict(scaled)[0]]
+
+    def _scaled(self, vectors: Vectors) -> Vectors:
+        return vectors if self.scale is None else self.scale(vectors)

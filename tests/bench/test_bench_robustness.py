@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from measured import write_colours
+from PIL import Image
 from serving import serving
 from shifted import COLOURS, WNIDS, write_classes, write_corruptions, write_imagenet, write_real
 
@@ -21,6 +22,7 @@ from mcbeit.bench.tasks.robustness import TASK, RobustnessConfig
 from mcbeit.bench.verification import verify_folder
 from mcbeit.embed_task import StreamConfig
 from mcbeit.errors import BenchError, ConfigError, DataError
+from mcbeit.fake_encoder import FakeEncoder
 from mcbeit.stop import StopRequest
 
 SMALL = ("robustness.size=32", "robustness.k=5")
@@ -164,6 +166,27 @@ def test_imagenet_c_as_it_is_distributed(imagenet: Path, tmp_path: Path) -> None
     assert (grid.title, grid.rows) == ("imagenet-c", ("fog", "frost", "speckle_noise", "mean"))
     assert found.data.splits["imagenet-c"].manifest.num_images == 60
     assert "imagenet-c: 65 of the 75 parts of ImageNet-C are missing" in found.remarks
+
+
+def test_images_of_imagenet_c_are_seen_whole(imagenet: Path, tmp_path: Path) -> None:
+    """To the rim, which the model's own preprocessing would crop."""
+    corrupted = write_corruptions(tmp_path / "c", ["fog"], severities=[1])
+    given = "robustness.corruptions=[]", f"robustness.sets={{c: {corrupted}}}", "image_size=16"
+    measure(imagenet, tmp_path, *given, models=["fake"])
+    file = corrupted / "fog" / "1" / WNIDS[0] / "ILSVRC2012_val_00000001.JPEG"
+    (whole,) = FakeEncoder(image_size=16, normalize=False).embed_pixels(np.asarray(Image.open(file))[None])
+    found = [np.load(path)[0] for path in (tmp_path / "features").glob("*/vectors.npy")]
+    assert sum(np.allclose(vector, whole, atol=1e-5) for vector in found) == 1
+
+
+def test_verify_looks_at_all_corruptions(imagenet: Path, tmp_path: Path) -> None:
+    corrupted = write_corruptions(tmp_path / "c", ["fog", "frost"], severities=[1, 2])
+    of_sets(imagenet, tmp_path / "out", f"robustness.sets={{c: {corrupted}}}")
+    assert not [one for one in verify_folder(tmp_path / "out") if one.is_wrong]
+    next((corrupted / "frost" / "2").rglob("*.JPEG")).write_bytes(b"another")
+    assert [one.text for one in verify_folder(tmp_path / "out") if one.is_wrong] == [
+        f"its images (c) at '{corrupted}' are others now"
+    ]
 
 
 def test_real_labels_count_every_class_that_an_image_shows(imagenet: Path, tmp_path: Path) -> None:

@@ -180,6 +180,17 @@ def test_wait_until_ready__replicas_that_are_served_elsewhere(
     assert list(states) == []
 
 
+def test_wait_until_ready__on_this_machine_nobody_else_has_started_ray_serve(
+    deployment: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployment, "status", lambda: ("RUNNING", ""))
+    monkeypatch.setattr(deployment, "is_ready", lambda address: False)
+    monkeypatch.setattr(on_ray, "ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(on_ray, "READY_SECONDS", 3 * on_ray.POLL_SECONDS)
+    with pytest.raises(RunError, match=r"http://127.0.0.1:8000 did not become ready \(RUNNING\): Ray says no more"):
+        _wait_until_ready(serve_config(), "http://127.0.0.1:8000", StopRequest(""))
+
+
 # variables
 
 
