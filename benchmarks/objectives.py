@@ -47,8 +47,8 @@ SETTINGS = {
         "emoji-tokenizer",
         "finetune-demo",
         "data/emoji",
-        ("optim.epochs=1",),
-        ("optim.epochs=1", "optim.warmup_epochs=0.1", "eval.gallery=null", "eval.queries=null"),
+        tokenizer_changes=("optim.epochs=1",),
+        changes=("optim.epochs=1", "optim.warmup_epochs=0.1", "eval.gallery=null", "eval.queries=null"),
     ),
 }
 

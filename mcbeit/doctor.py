@@ -43,7 +43,7 @@ PARTS = (
     Part(("onnx",), "exporting a backbone", "pip install onnx"),
     Part(ONNXRUNTIMES, "running an exported backbone", "pip install 'mcbeit[cpu]'"),
     Part(FAISSES, "k-NN, retrieval and the search index", "pip install 'mcbeit[cpu]'"),
-    Part(("pycocotools",), "detection, and preparing emoji-coco", "pip install 'mcbeit[dense]'"),
+    Part(("pycocotools",), "detection, and preparing EmojiCOCO", "pip install 'mcbeit[dense]'"),
 )
 SAME_MODULE = {"onnxruntime": ONNXRUNTIMES, "faiss": FAISSES, "PIL": PILLOWS}
 

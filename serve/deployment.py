@@ -30,7 +30,8 @@ from mcbeit.serve.service import Service
 from mcbeit.serve.store_items import StoreError
 
 LOGGER = logging.getLogger("mcbeit.serve")
-APPLICATION, NOT_STARTED = "mcbeit", "NOT_STARTED"
+APPLICATION = "mcbeit"
+NOT_STARTED = "NOT_STARTED"  # there is no such application
 SPARE = 64  # requests beside those that wait for the model: health, metrics, pages
 CPUS_ELSEWHERE = 2.0  # per replica, on a cluster of which this machine knows nothing
 LOOK_BACK = 11.0, 30.0  # seconds of which the mean is taken: the least that Ray allows, and its default

@@ -30,18 +30,15 @@ def serve_environment(config: RayConfig, folder: Path) -> dict[str, str]:
     }
     if not config.haproxy or sys.platform != "linux":
         return {**found, "RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    return (
-        found
-        | {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),  # short: Ray adds 57 letters, and 97 may be all
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
-        }
-        | {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
-    )
+    found |= {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),  # short: Ray adds 57 letters, and 97 may be all
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
+    }
+    return found | {name: str(port) for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True)}
 
 
 def free_port() -> int:

@@ -88,7 +88,7 @@ def test_versions__installed_and_not() -> None:
     assert rows["python"].version == "3.11.9"
     assert rows["torch"].version == "2.14.1+cpu"
     assert rows["pycocotools"].version is None
-    assert rows["pycocotools"].needed_for == "detection, and preparing emoji-coco"
+    assert rows["pycocotools"].needed_for == "detection, and preparing EmojiCOCO"
     assert rows["pycocotools"].install == "pip install 'mcbeit[dense]'"
     assert "faiss-gpu" not in rows  # faiss-cpu is there, and one is enough
 

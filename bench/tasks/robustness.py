@@ -226,6 +226,9 @@ class _Judge:
         outcome.grids += (table.grid,)
         if missing:
             outcome.remarks += (f"{data.name}: {len(missing)} of the 75 parts of ImageNet-C are missing",)
+        others = sorted({corruption for corruption, _ in cells} - set(counted))
+        if counted and others:
+            outcome.remarks += (f"{data.name}: the mean is without {', '.join(others)}",)
 
     def _treatment(self, **what: Any) -> Treatment:
         return Treatment.before(self.model.encoder.spec.preprocess, **what)

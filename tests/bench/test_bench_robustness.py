@@ -166,6 +166,7 @@ def test_imagenet_c_as_it_is_distributed(imagenet: Path, tmp_path: Path) -> None
     assert (grid.title, grid.rows) == ("imagenet-c", ("fog", "frost", "speckle_noise", "mean"))
     assert found.data.splits["imagenet-c"].manifest.num_images == 60
     assert "imagenet-c: 65 of the 75 parts of ImageNet-C are missing" in found.remarks
+    assert "imagenet-c: the mean is without speckle_noise" in found.remarks
 
 
 def test_images_of_imagenet_c_are_seen_whole(imagenet: Path, tmp_path: Path) -> None:
