@@ -33,6 +33,7 @@ def command(
     mcbeit train runs/demo/config.yaml run=runs/again   repeat a run
     mcbeit train finetune-demo init=runs/demo           a classifier from a backbone and labelled images
     mcbeit train segmentation-demo init=runs/emoji      a class for every pixel; detection-demo: boxes and masks
+    mcbeit train runs/coco/config.yaml init=runs/coco run=runs/mine data.source=~/mine   go on with other classes
     mcbeit train demo --workers 2                       two processes under Ray Train
     """
     from mcbeit.distributed import launch, speaks

@@ -1,6 +1,6 @@
 """The weights that a run starts from, where its config names some as `init`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from mcbeit.masked import MaskedImageModel
 from mcbeit.preprocess import Preprocess
 from mcbeit.vit import SIZES, ModelConfig, VisionTransformer
 from mcbeit.weight_fitting import fit_backbone
-from mcbeit.weights import Weights, read_weights
+from mcbeit.weights import SEGMENTER_PART, Weights, read_weights
 
 SHAPE = ("dim", "depth", "num_heads")
 
@@ -33,12 +33,15 @@ def model_for(init: str | None, model: ModelConfig) -> ModelConfig:
 
 def model_of(weights: Weights, model: ModelConfig) -> ModelConfig:
     """`model_for` of weights that have been read."""
-    taken = {
-        key: value for key, value in _of_the_file(weights.model, model).items() if key not in model.model_fields_set
-    }
-    found = ModelConfig(**{**model.model_dump(), **taken})
+    found = completed(model, weights.model)
     check_agrees(found, weights)
     return found
+
+
+def completed(model: ModelConfig, found: ModelConfig) -> ModelConfig:
+    """The model with every key that it does not set taken from the one that was found."""
+    taken = {key: value for key, value in _of_the_file(found, model).items() if key not in model.model_fields_set}
+    return ModelConfig(**{**model.model_dump(), **taken})
 
 
 def has_begun(run: Path) -> bool:
@@ -52,6 +55,26 @@ def check_init(init: str | None, run: Path, model: ModelConfig, channels: int) -
         weights = read_weights(init, num_heads=model.num_heads)
         check_agrees(model, weights)
         check_channels(channels, weights)
+
+
+@runtime_checkable
+class HasModel(Protocol):
+    """What is known of weights."""
+
+    @property
+    def origin(self) -> str:
+        """Where they are from."""
+        ...
+
+    @property
+    def model(self) -> ModelConfig:
+        """The backbone that they are of."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+        ...
 
 
 @runtime_checkable
@@ -84,8 +107,9 @@ def start_from(init: str, model: HasBackbone, config: ModelConfig, preprocess: P
             parameter.copy_(state[name])
     return [
         f"starts from {_place(weights)}: {account.summary()}",
+        *segmenter_notes(weights),
         *([] if head is None else [head.note(weights)]),
-        *_preprocess_notes(weights, preprocess),
+        *preprocess_notes(weights.preprocess, preprocess),
     ]
 
 
@@ -130,9 +154,12 @@ def head_of(model: HasBackbone) -> Head | None:
     return None
 
 
-def check_agrees(config: ModelConfig, weights: Weights) -> None:
-    """Raises ConfigError with every key of the config that is not that of the weights."""
-    if lines := list(_differences(config, weights.model)):
+def check_agrees(config: ModelConfig, weights: HasModel, others: Iterable[str] = ()) -> None:
+    """Raises ConfigError with every key of the config that is not that of the weights.
+
+    `others` are lines like `difference` for keys beside those of the model.
+    """
+    if lines := [*_differences(config, weights.model), *others]:
         raise ConfigError(
             "\n".join(
                 [
@@ -144,7 +171,12 @@ def check_agrees(config: ModelConfig, weights: Weights) -> None:
         )
 
 
-def check_channels(channels: int, weights: Weights) -> None:
+def difference(key: str, wanted: Any, found: Any) -> str:
+    """The line on a key in `check_agrees`."""
+    return f"  {key}: {wanted} in the config, {found} in the weights"
+
+
+def check_channels(channels: int, weights: HasModel) -> None:
     """Raises ConfigError if the weights are for images of another number of channels."""
     if channels != weights.channels:
         raise ConfigError(
@@ -166,10 +198,10 @@ def _differences(config: ModelConfig, found: ModelConfig) -> Iterator[str]:
     for i, key in enumerate(SHAPE):
         if config.shape[i] != found.shape[i]:
             by_size = f" (by model.size={config.size})" if getattr(config, key) is None else ""
-            yield f"  model.{key}: {config.shape[i]}{by_size} in the config, {found.shape[i]} in the weights"
+            yield difference(f"model.{key}", f"{config.shape[i]}{by_size}", found.shape[i])
     for key, same in _kinds(config, found):
         if not same:
-            yield f"  model.{key}: {getattr(config, key)} in the config, {getattr(found, key)} in the weights"
+            yield difference(f"model.{key}", getattr(config, key), getattr(found, key))
 
 
 def _kinds(config: ModelConfig, found: ModelConfig) -> Iterator[tuple[str, bool]]:
@@ -181,17 +213,27 @@ def _kinds(config: ModelConfig, found: ModelConfig) -> Iterator[tuple[str, bool]
     yield "layer_scale", (config.layer_scale > 0) == (found.layer_scale > 0)
 
 
-def _place(weights: Weights) -> str:
-    """Which file it was, and its hash: a run folder has another newest checkpoint tomorrow."""
-    if weights.path is None:
-        return weights.origin
-    return f"{weights.path} (SHA-256 {file_hash(weights.path)})"
+def segmenter_notes(weights: Weights) -> list[str]:
+    """That the backbone alone is taken, if the weights are those of a segmenter."""
+    num_others = sum(entry.rule == SEGMENTER_PART for entry in weights.account.entries.values())
+    if not num_others:
+        return []
+    return [f"of the segmenter the backbone alone is taken: {num_others} keys are its pyramid and its heads"]
 
 
-def _preprocess_notes(weights: Weights, preprocess: Preprocess) -> list[str]:
-    old = weights.preprocess
+def preprocess_notes(old: Preprocess | None, new: Preprocess) -> list[str]:
+    """What of the colours is not as the weights had it; None: that is not known."""
     return [
-        f"preprocess.{key} is {list(getattr(preprocess, key))}, the weights come from {list(getattr(old, key))}"
+        f"preprocess.{key} is {list(getattr(new, key))}, the weights come from {list(getattr(old, key))}"
         for key in ("mean", "std")
-        if old is not None and getattr(old, key) != getattr(preprocess, key)
+        if old is not None and getattr(old, key) != getattr(new, key)
     ]
+
+
+def place_with_hash(path: Path) -> str:
+    """Which file it was, and its hash: a run folder has another newest checkpoint tomorrow."""
+    return f"{path} (SHA-256 {file_hash(path)})"
+
+
+def _place(weights: Weights) -> str:
+    return weights.origin if weights.path is None else place_with_hash(weights.path)

@@ -32,7 +32,7 @@ from mcbeit.pretrain import pretrain
 from mcbeit.pretrain_setup import PretrainConfig, first_run, with_model
 from mcbeit.segmentation.setup import SegmentationConfig
 from mcbeit.segmentation.training import segment
-from mcbeit.start import with_weights
+from mcbeit.start import StartConfig, with_weights
 from mcbeit.tokenizer_training import TokenizerConfig, train_tokenizer
 
 Job = PretrainConfig | FinetuneConfig | SegmentationConfig | DetectionConfig | TokenizerConfig | KMeansRunConfig
@@ -66,7 +66,12 @@ def load_job(source: str, assignments: Sequence[str] = ()) -> Job:
     Raises ConfigError with every mistake in it.
     """
     values = {"job": source} if source in KINDS else read_values(source)
-    return parse_job(override(values, map(_without_alias, assignments)), origin=source)
+    assigned = list(map(_without_alias, assignments))
+    job = parse_job(override(values, assigned), origin=source)
+    given = override({}, assigned).get("preprocess", {})
+    if isinstance(job, StartConfig) and isinstance(given, dict) and (complaint := job.unread(given)):
+        raise ConfigError(f"{source}: preprocess: {complaint}")  # the config of a run has them, from its weights
+    return job
 
 
 def _without_alias(assignment: str) -> str:

@@ -40,6 +40,7 @@ Layout = Literal["mcbeit", "timm", "official-pretrain", "official-finetune"]
 LAYOUTS: tuple[Layout, ...] = ("mcbeit", "timm", "official-pretrain", "official-finetune")
 INDEX = "relative_position_index"
 DENSE_PART = re.compile(r"(decode_head|auxiliary_head|pyramid|fpn[1-4])\.")  # of a segmenter: its backbone is the rest
+SEGMENTER_PART = "part of a segmenter, which is no part of a backbone"
 DETECTOR_SCORES = "roi_heads.box_predictor.cls_score.weight"  # of a detector
 POOLED_NORM = ("fc_norm.weight", "fc_norm.bias")  # which published segmenters have no use for
 HEADS = {
@@ -149,13 +150,14 @@ def weights_of(stored: StoredWeights, *, num_heads: int | None = None) -> Weight
     if DETECTOR_SCORES in names:
         raise WeightsError(
             f"'{stored.origin}' is a detector, whose backbone no other job can take: it has no cls token, its bias "
-            "tables lack the rows of one, and its blocks learned on windows. `mcbeit bench run -t detection` measures "
-            "it, mcbeit.detection.loading reads it; for other jobs name the weights that it started from"
+            "tables lack the rows of one, and its blocks learned on windows. As init it is for detection alone; "
+            "`mcbeit bench run -t detection` measures it, mcbeit.detection.loading reads it; for other jobs name the "
+            "weights that it started from"
         )
     tensors, keys = take_tensors(stored, names, account)
     dense = [name for name in tensors if DENSE_PART.match(name)]
     for name in dense:
-        account.note(keys.pop(name), "ignored", "part of a segmenter, which is no part of a backbone")
+        account.note(keys.pop(name), "ignored", SEGMENTER_PART)
         del tensors[name]
     if stored.known.model is not None and stored.known.image_size is not None:
         model, image_size = stored.known.model, stored.known.image_size

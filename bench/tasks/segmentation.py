@@ -15,7 +15,7 @@ from mcbeit.bench.model import BenchModel
 from mcbeit.bench.tasks.recipe import BySize, RecipeConfig, curve_of, job_of, run_job_of
 from mcbeit.bench.tasks.scene_scores import PRIMARY, scene_metrics, scene_outcome
 from mcbeit.bench.tasks.task import BenchTask, Outcome
-from mcbeit.config import validate
+from mcbeit.config import load, validate
 from mcbeit.data import auto_workers
 from mcbeit.device import choose_device, choose_precision
 from mcbeit.epochs import LAST
@@ -93,8 +93,8 @@ def _measure(model: BenchModel, data: BenchData, config: SegmentationTaskConfig)
     size = loaded.image_size
     own = (
         SegmentationConfig(scenes=SceneConfig(short_side=size, long_side=4 * size))
-        if loaded.config is None
-        else loaded.config
+        if loaded.run is None
+        else load(SegmentationConfig, loaded.run / "config.yaml")
     )
     scenes = validate(SceneConfig, {**own.scenes.model_dump(), **config.scenes}, origin="segmentation.scenes")
     looked = validate(SceneEvalConfig, {**own.eval.model_dump(), **config.eval}, origin="segmentation.eval")

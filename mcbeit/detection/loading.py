@@ -14,12 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mcbeit.config import load
+from mcbeit.config import read_values, validate
 from mcbeit.detection.detector_shape import WINDOWED, DetectorShape, infer_detector
-from mcbeit.detection.mask_rcnn import MaskRCNN
+from mcbeit.detection.mask_rcnn import DetectorConfig, MaskRCNN
 from mcbeit.detection.official_layout import check_buffers, is_official, official_name, to_ours
-from mcbeit.detection.setup import DetectionConfig
-from mcbeit.detection.windowed import WindowAttention
+from mcbeit.detection.windowed import WINDOW, WindowAttention
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.preprocess import Preprocess
 from mcbeit.weight_account import Account, some
@@ -38,20 +37,33 @@ class LoadedDetector(NamedTuple):
     shape: DetectorShape
     image_size: int  # pixels, of the squares that it looks at
     preprocess: Preprocess | None  # None: the file does not tell, so ImageNet's constants are assumed
+    run: Path | None  # that it is of; None: it is no run of ours
     account: Account
+    keys: dict[str, str]  # parameter or buffer -> key of the file
 
 
 def holds_detector(source: str | Path) -> bool:
     """Whether weights are those of a detector. Raises WeightsError if they cannot be read."""
-    return not str(source).startswith(TIMM) and DETECTOR_SCORES in open_weights(source).names()
+    return not str(source).startswith(TIMM) and is_detector(open_weights(source))
+
+
+def is_detector(stored: StoredWeights) -> bool:
+    """`holds_detector` of tensors that have been read."""
+    return DETECTOR_SCORES in stored.names()
 
 
 def load_detector(source: str | Path) -> LoadedDetector:
     """Read a detector. Raises WeightsError that names every key that is missing, unknown or of another size."""
-    stored = open_weights(source)
+    return detector_of(open_weights(source))
+
+
+def detector_of(stored: StoredWeights) -> LoadedDetector:
+    """`load_detector` of tensors that have been read."""
     names = stored.names()
     if DETECTOR_SCORES not in names:
-        raise WeightsError(f"'{source}' is no detector: it has no '{DETECTOR_SCORES}'; it holds {some(stored.tensors)}")
+        raise WeightsError(
+            f"'{stored.origin}' is no detector: it has no '{DETECTOR_SCORES}'; it holds {some(stored.tensors)}"
+        )
     account = Account(stored.origin, (*stored.tensors, *stored.beside), owner="a Mask R-CNN on BEiT")
     for key, why in stored.beside.items():
         account.note(key, "ignored", why)
@@ -63,8 +75,9 @@ def load_detector(source: str | Path) -> LoadedDetector:
         tensors = {_own_name(name): value for name, value in tensors.items()}
         keys = {_own_name(name): key for name, key in keys.items()}
     name_in_file: Callable[[str], str] = official_name if theirs else str
+    run = None if stored.path is None else run_of(stored.path.parent)
     try:
-        shape = _shape(stored, tensors, name_in_file)
+        shape = infer_detector(tensors, stored.origin, name_in_file) if run is None else _shape_of(run, stored, tensors)
         preprocess = preprocess and preprocess.model_copy(update={"image_size": shape.image_size})
         model = shape.hollow(preprocess)
     except ConfigError as error:
@@ -72,21 +85,21 @@ def load_detector(source: str | Path) -> LoadedDetector:
     if theirs:
         check_buffers(stored.tensors, model, account)
     _fill(model, tensors, keys, account, name_in_file)
-    return LoadedDetector(model.eval(), shape, shape.image_size, preprocess, account)
+    return LoadedDetector(model.eval(), shape, shape.image_size, preprocess, run, account, keys)
 
 
 def _own_name(name: str) -> str:
     return name if name.startswith(OWN_PARTS) else f"backbone.{name}"
 
 
-def _shape(stored: StoredWeights, tensors: dict[str, Tensor], name_in_file: Callable[[str], str]) -> DetectorShape:
-    """By the config of the run, if it is one of ours, or else by the tensors. Raises ConfigError or WeightsError."""
-    run = None if stored.path is None else run_of(stored.path.parent)
-    if run is None:
-        return infer_detector(tensors, stored.origin, name_in_file)
-    config = load(DetectionConfig, run / "config.yaml")
+def _shape_of(run: Path, stored: StoredWeights, tensors: dict[str, Tensor]) -> DetectorShape:
+    """By the config of the run, but for the number of classes. Raises ConfigError."""
+    values, known = read_values(run / "config.yaml"), stored.known
+    assert known.model is not None  # of every run
+    assert known.image_size is not None
+    detector = validate(DetectorConfig, values.get("detector", {}), origin=str(run))
     num_classes = max(1, len(tensors[DETECTOR_SCORES]) - 1)
-    return DetectorShape(config.model, config.preprocess.image_size, config.window, num_classes, config.detector)
+    return DetectorShape(known.model, known.image_size, values.get("window", WINDOW), num_classes, detector)
 
 
 def _fill(

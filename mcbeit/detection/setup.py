@@ -1,7 +1,8 @@
 """What a detection run is made of: its config, and the parts built from it before step 0."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,26 +14,37 @@ from torch.utils.flop_counter import FlopCounterMode
 from mcbeit.config import UserPath
 from mcbeit.detection.coco_scores import Backend
 from mcbeit.detection.large_scale_jitter import JitterConfig
+from mcbeit.detection.loading import LoadedDetector, detector_of, is_detector
 from mcbeit.detection.mask_rcnn import DetectorConfig, MaskRCNN
 from mcbeit.detection.regions import BOX_SIDE, MASK_SIDE, POSITIVE
-from mcbeit.detection.window_weights import fit_windowed
-from mcbeit.detection.windowed import NUM_STAGES, WindowedBackbone
+from mcbeit.detection.window_weights import fit_windowed, refit_windowed
+from mcbeit.detection.windowed import NUM_STAGES, WINDOW, WindowedBackbone
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
-from mcbeit.initial_weights import check_agrees, check_channels, has_begun
+from mcbeit.initial_weights import (
+    check_agrees,
+    check_channels,
+    difference,
+    has_begun,
+    preprocess_notes,
+    segmenter_notes,
+)
 from mcbeit.layer_decay import level_of, level_scales
 from mcbeit.optim import Beta, OptimConfig, adamw
 from mcbeit.parallel import replicate, synchronise_norms
 from mcbeit.preprocess import COLOURS
-from mcbeit.start import StartConfig
+from mcbeit.start import StartConfig, StartingPoint
 from mcbeit.state import TrainingState
 from mcbeit.supervised import EvalConfig
-from mcbeit.weights import read_weights
+from mcbeit.trained_outputs import Outputs, compare, outputs_of, take_over
+from mcbeit.weight_files import open_weights
+from mcbeit.weights import weights_of
 from mcbeit.worker import Worker
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 UNDECAYED = ("pos_embed", "relative_position_bias_table")
+LAST = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")  # with outputs for each class
 
 
 class DetectionOptimConfig(OptimConfig):
@@ -73,10 +85,14 @@ class DetectionConfig(StartConfig):
     """Everything about a detection run. `preprocess.image_size` is the square that images are brought to."""
 
     MODEL_DEFAULTS: ClassVar[dict[str, Any]] = {}  # tables as the weights have them: shared ones make two, as published
+    PREPROCESS_KEYS: ClassVar[tuple[str, ...]] = ("image_size", "mean", "std")  # `jitter` says the rest
+    SHAPE_KEYS: ClassVar[tuple[str, ...]] = (
+        *("window", "detector.pyramid", "detector.channels", "detector.head_dim", "detector.anchor_scale"),
+    )
 
     job: Literal["detection"] = "detection"
     run: UserPath = "runs/detection"
-    window: int = Field(16, ge=1)  # patches per side of what all blocks but the last of each quarter attend in
+    window: int = Field(WINDOW, ge=1)  # patches per side of what all blocks but the last of each quarter attend in
     jitter: JitterConfig = JitterConfig()
     detector: DetectorConfig = DetectorConfig()
     optim: DetectionOptimConfig = DetectionOptimConfig()
@@ -102,6 +118,43 @@ class DetectionConfig(StartConfig):
             )
         return self
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """See `StartConfig`."""
+        found = self.detector
+        values = (self.window, found.pyramid, found.channels, found.head_dim, found.anchor_scale)
+        return dict(zip(self.SHAPE_KEYS, values, strict=True))
+
+    def starting_point(self, init: str) -> StartingPoint:
+        """See `StartConfig`. A detector tells its windows and heads too; its anchors are known of runs of ours alone.
+
+        Every detector has absolute positions, whether the config of a run names them or not.
+        """
+        stored = open_weights(init)
+        if not is_detector(stored):
+            return StartingPoint.of(weights_of(stored, num_heads=self.model.num_heads))
+        loaded = detector_of(stored)
+        model, detector, backbone = loaded.shape.model, loaded.shape.detector, loaded.model.backbone
+        if "position" in self.model.model_fields_set and self.model.is_relative == model.is_relative:
+            model = model.model_copy(update={"position": self.model.position})
+        values = (backbone.window[0], detector.pyramid, detector.channels, detector.head_dim, detector.anchor_scale)
+        keys = dict(zip(self.SHAPE_KEYS, values, strict=True))
+        if loaded.run is None:
+            del keys["detector.anchor_scale"]
+        if all(backbone.is_global):
+            del keys["window"]
+        return StartingPoint(stored.origin, model, loaded.image_size, COLOURS, loaded.preprocess, keys)
+
+    def differences(self, start: StartingPoint) -> Iterator[str]:
+        """See `StartConfig`. No window is larger than the image; a table per block cannot become two for all."""
+        keys, side = dict(start.keys), self.grid_side
+        if "window" in keys and min(keys["window"], side) == min(self.window, side):
+            del keys["window"]
+        yield from super().differences(replace(start, keys=keys))
+        tables = self.model.bias_tables, start.model.bias_tables
+        if start.keys and self.model.is_relative and tables == ("shared", "per-block"):
+            yield difference("model.bias_tables", *tables)
+
 
 @dataclass
 class Detection:
@@ -117,7 +170,13 @@ class Detection:
     flops_per_image: float
 
 
-def build(config: DetectionConfig, num_classes: int, worker: Worker | None = None) -> Detection:
+def build(
+    config: DetectionConfig,
+    num_classes: int,
+    worker: Worker | None = None,
+    *,
+    classes: Sequence[str] | None = None,  # their names, if they are known
+) -> Detection:
     """Everything that a run needs, as it is before step 0."""
     group = (worker or Worker()).group
     device = choose_device()
@@ -126,7 +185,7 @@ def build(config: DetectionConfig, num_classes: int, worker: Worker | None = Non
     model = synchronise_norms(make_detector(config, num_classes), group, device).to(device)
     model.backbone.grad_checkpointing = config.compute.gradient_checkpointing
     goes_on = group.first(lambda: has_begun(Path(config.run)))
-    start = {} if goes_on else group.each(lambda: initial_weights(config, model))
+    start = {} if goes_on else group.each(lambda: _initial_weights(config, model, Outputs(num_classes, classes)))
     groups = parameter_groups(model, config.model.shape[1], config.optim)
     state = TrainingState.start(model, adamw(groups, config.optim), precision, teacher_of=None)
     state.numbers |= start
@@ -158,18 +217,34 @@ def check_job(config: DetectionConfig, group: Group) -> None:
         make_detector(config, 1)
 
 
-def initial_weights(config: DetectionConfig, model: MaskRCNN) -> dict[str, list[str]]:
-    """Give the backbone the weights that the config names; returns what is kept of that."""
+def _initial_weights(config: DetectionConfig, model: MaskRCNN, outputs: Outputs) -> dict[str, list[str]]:
+    """Give the model the weights that the config names: a backbone, or a detector but for other classes."""
     if config.weights is None:
         return {"init": ["starts from random numbers"]}
-    weights = read_weights(config.weights, num_heads=config.model.num_heads)
+    stored = open_weights(config.weights)
+    if is_detector(stored):
+        return {"init": list(_take_detector(config, model, detector_of(stored), outputs))}
+    weights = weights_of(stored, num_heads=config.model.num_heads)
     check_agrees(config.model, weights)
     check_channels(config.preprocess.channels, weights)
     state, account = fit_windowed(weights, config.model, config.preprocess.image_size, window=config.window)
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
             parameter.copy_(state[name])
-    return {"init": [f"starts from {weights.origin}: {account.summary()}"]}
+    return {"init": [f"starts from {weights.origin}: {account.summary()}", *segmenter_notes(weights)]}
+
+
+def _take_detector(config: DetectionConfig, model: MaskRCNN, loaded: LoadedDetector, outputs: Outputs) -> Iterator[str]:
+    """Give the model a detector; what a person should hear."""
+    account, state = loaded.account, loaded.model.state_dict()
+    for name, part in refit_windowed(loaded.model.backbone, model.backbone).items():
+        state[f"backbone.{name}"] = part.value
+        account.note(loaded.keys[f"backbone.{part.source}"], part.fate, part.rule)
+    verdict = compare(outputs_of(loaded.run, loaded.shape.num_classes), outputs)
+    last = [name for name in loaded.keys if name.startswith(LAST)]
+    called = "the scores, boxes and masks of the classes"
+    yield take_over(model, state, account, loaded.keys, last=last, called=called, verdict=verdict)
+    yield from preprocess_notes(loaded.preprocess, config.preprocess)
 
 
 def parameter_groups(model: nn.Module, depth: int, config: DetectionOptimConfig) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from mcbeit.runfolder import RunFolder, open_run, writing
 from mcbeit.start import ready
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
+from mcbeit.trained_outputs import keep_classes
 from mcbeit.worker import Worker
 
 FILES = {
@@ -63,7 +64,9 @@ def _detect(config: DetectionConfig, given: CocoSplits | None, *, resume: bool, 
     run = group.first(lambda: open_run(config, splits.train, resume=resume, named=worker.named))
     if (summary := group.first(run.summary)) is not None:
         return summary
-    parts = build(config, len(splits.train.classes), worker)
+    classes = splits.train.classes
+    group.first(lambda: keep_classes(run.path, classes))
+    parts = build(config, len(classes), worker, classes=classes)
     return learn(DetectionJob(parts, splits), run, worker, per_epoch=per_epoch)
 
 

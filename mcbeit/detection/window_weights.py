@@ -1,17 +1,18 @@
 """Trained weights for the backbone of detection, with an account of every key."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mcbeit.detection.windowed import Extent, WindowedBackbone, num_distances
+from mcbeit.detection.windowed import WINDOW, Extent, WindowedBackbone, num_distances
 from mcbeit.errors import WeightsError
 from mcbeit.relative_position import NUM_CLS_ROWS, resize_table
 from mcbeit.vit import ModelConfig, resize_positions
-from mcbeit.weight_account import Account, some
+from mcbeit.weight_account import Account, Fate, some
 from mcbeit.weight_architecture import BLOCK_TABLE, SHARED_TABLE
 from mcbeit.weight_fitting import IGNORED, casting
 from mcbeit.weights import Weights
@@ -38,7 +39,7 @@ def resize_plainly(
 
 
 def fit_windowed(
-    weights: Weights, config: ModelConfig, image_size: int, *, window: int = 16
+    weights: Weights, config: ModelConfig, image_size: int, *, window: int = WINDOW
 ) -> tuple[dict[str, Tensor], Account]:
     """What `WindowedBackbone(config, ...)` loads, in float32 and memory of its own, and the account of the keys.
 
@@ -84,6 +85,52 @@ def _shared_tables(table: Tensor, weights: Weights, model: WindowedBackbone, acc
         f"shared table to {rows} rows, bicubic, without the rows of the cls token",
     )
     return {f"{name}.{TABLE}": resize_plainly(table, weights.grid, extent) for name, extent in extents.items()}
+
+
+class Refitted(NamedTuple):
+    """A tensor for another model than the one that has learned it."""
+
+    value: Tensor
+    source: str  # the name that it has there
+    fate: Fate
+    rule: str
+
+
+def refit_windowed(trained: WindowedBackbone, model: WindowedBackbone) -> dict[str, Refitted]:
+    """What `model` does not take as a trained one of its shape has it: positions and tables of other sizes, or tables
+    of its blocks where the trained one has two for all of them. Tables are resized as those of pretrained weights.
+    """
+    state, found = trained.state_dict(), dict[str, Refitted]()
+    for name in (name for name in model.state_dict() if name.endswith(TABLE) or name == "pos_embed"):
+        old, new = _extent(name, trained), _extent(name, model)
+        source = name if name in state else _shared_name(name, model)
+        if source == name and old == new:
+            continue
+        to_size = f", for {new[0]} x {new[1]} patches" * (old != new)
+        fate: Fate = "converted" if old == new else "resized"
+        if name == "pos_embed":
+            value = resize_positions(F.pad(state[source], (0, 0, 1, 0)), old, new)[:, 1:]
+            found[name] = Refitted(value, source, fate, f"positions{to_size}")
+        elif name.startswith("blocks."):
+            value = resize_table(F.pad(state[source], (0, 0, 0, NUM_CLS_ROWS)), old, new)[:-NUM_CLS_ROWS]
+            copied = "" if source == name else ", copied to its blocks"
+            found[name] = Refitted(value, source, fate, f"bias table{copied}{to_size}")
+        else:
+            value = resize_plainly(F.pad(state[source], (0, 0, 0, NUM_CLS_ROWS)), old, new)
+            found[name] = Refitted(value, source, fate, f"shared table{to_size}, bicubic")
+    return found
+
+
+def _extent(name: str, backbone: WindowedBackbone) -> Extent:
+    """The patches that a table or positions are for."""
+    if name.startswith("blocks."):
+        return backbone.extent_of(int(name.split(".")[1]))
+    return backbone.window if name.startswith("windowed") else backbone.grid
+
+
+def _shared_name(name: str, model: WindowedBackbone) -> str:
+    """The table for all blocks that stands for that of a block."""
+    return f"{'global' if model.is_global[int(name.split('.')[1])] else 'windowed'}_rel_pos_bias.{TABLE}"
 
 
 def _check(state: dict[str, Tensor], model: WindowedBackbone, origin: str) -> None:

@@ -20,6 +20,7 @@ from mcbeit.relative_position import NUM_CLS_ROWS, num_table_rows
 from mcbeit.vit import ModelConfig, VisionTransformer
 
 NUM_STAGES = 4
+WINDOW = 16  # patches per side, of the paper
 Extent = tuple[int, int]  # rows and columns of patches that see each other
 
 
@@ -143,7 +144,7 @@ class WindowedBackbone(nn.Module):
     Drop path leaves out a branch for a whole image; the official code draws for each window.
     """
 
-    def __init__(self, config: ModelConfig, *, image_size: int, window: int = 16, channels: int = COLOURS) -> None:
+    def __init__(self, config: ModelConfig, *, image_size: int, window: int = WINDOW, channels: int = COLOURS) -> None:
         super().__init__()
         dim, depth, heads = config.shape
         if depth % NUM_STAGES:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from pydantic import Field
 from torch import Tensor, nn
 
+from mcbeit.config import Config
 from mcbeit.errors import ConfigError
 from mcbeit.segmentation.label_maps import IGNORED
 from mcbeit.segmentation.upernet import FCNHead, Map, Scores, UperHead, resized
@@ -18,6 +20,16 @@ from mcbeit.vit import VisionTransformer
 AUXILIARY_MAP = 2  # the one at the stride of the patches
 PUBLISHED_TAPS = {12: (3, 5, 7, 11), 24: (7, 11, 15, 23)}
 NUM_MAPS = 4
+
+
+class HeadConfig(Config):
+    """UperNet on the backbone."""
+
+    # blocks whose outputs are used, counted from 0, ascending; default: 3, 5, 7, 11 of 12, 7, 11, 15, 23 of 24
+    taps: tuple[int, int, int, int] | None = None
+    channels: int | None = Field(None, ge=1)  # default: the backbone's width
+    auxiliary_channels: int = Field(256, ge=1)
+    auxiliary_weight: float = Field(0.4, ge=0)
 
 
 def default_taps(depth: int) -> tuple[int, ...]:

@@ -1,43 +1,38 @@
 """What a segmentation run is made of: its config, and the parts built from it before step 0."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcbeit.config import Config, UserPath
+from mcbeit.config import UserPath
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
-from mcbeit.initial_weights import has_begun
+from mcbeit.initial_weights import has_begun, preprocess_notes
 from mcbeit.layer_decay import FinetuneOptimConfig, layer_groups
 from mcbeit.optim import UNDECAYED, adamw
 from mcbeit.parallel import replicate, synchronise_norms
 from mcbeit.preprocess import COLOURS
 from mcbeit.segmentation.judging import Windows
+from mcbeit.segmentation.loading import is_segmenter, segmenter_of
 from mcbeit.segmentation.scene_crops import SceneConfig
 from mcbeit.segmentation.schedule import PolynomialConfig
-from mcbeit.segmentation.segmenter import Segmenter, default_taps
+from mcbeit.segmentation.segmenter import HeadConfig, Segmenter, default_taps
 from mcbeit.segmentation.sliding import check_stride
-from mcbeit.start import StartConfig, initial_weights
+from mcbeit.start import StartConfig, StartingPoint, initial_weights
 from mcbeit.state import TrainingState
 from mcbeit.supervised import EvalConfig
+from mcbeit.trained_outputs import Outputs, compare, outputs_of, take_over
 from mcbeit.vit import VisionTransformer
+from mcbeit.weight_files import open_weights
+from mcbeit.weights import weights_of
 from mcbeit.worker import Worker
-
-
-class HeadConfig(Config):
-    """UperNet on the backbone."""
-
-    # blocks whose outputs are used, counted from 0, ascending; default: 3, 5, 7, 11 of 12, 7, 11, 15, 23 of 24
-    taps: tuple[int, int, int, int] | None = None
-    channels: int | None = Field(None, ge=1)  # default: the backbone's width
-    auxiliary_channels: int = Field(256, ge=1)
-    auxiliary_weight: float = Field(0.4, ge=0)
 
 
 class SegmentationOptimConfig(PolynomialConfig, FinetuneOptimConfig):
@@ -66,6 +61,9 @@ class SceneEvalConfig(EvalConfig):
 
 class SegmentationConfig(StartConfig):
     """Everything about a segmentation run. `preprocess.image_size` is the crop in training, the window in testing."""
+
+    PREPROCESS_KEYS: ClassVar[tuple[str, ...]] = ("image_size", "mean", "std")  # `scenes` says the rest
+    SHAPE_KEYS: ClassVar[tuple[str, ...]] = ("head.taps", "head.channels", "head.auxiliary_channels")
 
     job: Literal["segmentation"] = "segmentation"
     run: UserPath = "runs/segmentation"
@@ -98,6 +96,27 @@ class SegmentationConfig(StartConfig):
         return taps
 
     @property
+    def shape(self) -> dict[str, Any]:
+        """See `StartConfig`."""
+        dim, depth, _ = self.model.shape
+        values = (self.head.taps or default_taps(depth), self.head.channels or dim, self.head.auxiliary_channels)
+        return dict(zip(self.SHAPE_KEYS, values, strict=True))
+
+    def starting_point(self, init: str) -> StartingPoint:
+        """See `StartConfig`. A segmenter tells its heads too; which blocks it uses is known of runs of ours alone."""
+        stored = open_weights(init)
+        if not is_segmenter(stored):
+            return StartingPoint.of(weights_of(stored, num_heads=self.model.num_heads))
+        loaded = segmenter_of(stored, num_heads=self.model.num_heads)
+        main, auxiliary = loaded.model.decode_head.conv_seg, loaded.model.auxiliary_head.conv_seg
+        values = (loaded.model.taps, main.in_channels, auxiliary.in_channels)
+        keys = dict(zip(self.SHAPE_KEYS, values, strict=True))
+        if loaded.run is None:
+            del keys["head.taps"]
+        known = (loaded.config, loaded.image_size, loaded.channels, loaded.preprocess)
+        return StartingPoint(stored.origin, *known, keys)
+
+    @property
     def windows(self) -> Windows:
         """How test images are looked at. Raises ConfigError if windows would leave pixels out."""
         return self.eval.windows(self.preprocess.image_size)
@@ -117,7 +136,13 @@ class Segmentation:
     flops_per_image: float
 
 
-def build(config: SegmentationConfig, num_classes: int, worker: Worker | None = None) -> Segmentation:
+def build(
+    config: SegmentationConfig,
+    num_classes: int,
+    worker: Worker | None = None,
+    *,
+    classes: Sequence[str] | None = None,  # their names, if they are known
+) -> Segmentation:
     """Everything that a run needs, as it is before step 0."""
     group = (worker or Worker()).group
     device = choose_device()
@@ -127,7 +152,7 @@ def build(config: SegmentationConfig, num_classes: int, worker: Worker | None = 
     model = synchronise_norms(make_segmenter(config, num_classes), group, device).to(device)
     model.backbone.set_grad_checkpointing(config.compute.gradient_checkpointing)
     goes_on = group.first(lambda: has_begun(Path(config.run)))
-    start = {} if goes_on else group.each(lambda: initial_weights(config, model))
+    start = {} if goes_on else group.each(lambda: _initial_weights(config, model, Outputs(num_classes, classes)))
     groups = layer_groups(model, config.model.shape[1], config.optim, undecayed=_undecayed(config))
     state = TrainingState.start(model, adamw(groups, config.optim), precision, teacher_of=None)
     state.numbers |= start
@@ -149,6 +174,27 @@ def make_segmenter(config: SegmentationConfig, num_classes: int) -> Segmenter:
         auxiliary_channels=config.head.auxiliary_channels,
         auxiliary_weight=config.head.auxiliary_weight,
     )
+
+
+def _initial_weights(config: SegmentationConfig, model: Segmenter, outputs: Outputs) -> dict[str, list[str]]:
+    """Give the model the weights that the config names: a backbone, or a segmenter but for other classes."""
+    if config.weights is None or not is_segmenter(stored := open_weights(config.weights)):
+        return initial_weights(config, model)
+    loaded = segmenter_of(
+        stored, config=config.model, image_size=config.preprocess.image_size, num_heads=config.model.num_heads
+    )
+    verdict = compare(outputs_of(loaded.run, loaded.model.num_classes), outputs)
+    last = [name for name in loaded.keys if ".conv_seg." in name]
+    account = take_over(
+        model,
+        loaded.model.state_dict(),
+        loaded.account,
+        loaded.keys,
+        last=last,
+        called="the scores of the classes",
+        verdict=verdict,
+    )
+    return {"init": [account, *preprocess_notes(loaded.preprocess, config.preprocess)]}
 
 
 def segmenter_flops(config: SegmentationConfig, num_classes: int) -> float:

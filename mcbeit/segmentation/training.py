@@ -33,6 +33,7 @@ from mcbeit.segmentation.setup import Segmentation, SegmentationConfig, build, c
 from mcbeit.start import ready
 from mcbeit.step import take_step
 from mcbeit.supervised import SupervisedJob, learn
+from mcbeit.trained_outputs import keep_classes
 from mcbeit.worker import Worker
 
 AREAS = {"last": "areas.npy", "best": "areas-best.npy"}  # in the run folder, of the test images
@@ -60,7 +61,8 @@ def _segment(config: SegmentationConfig, given: Scenes | None, *, resume: bool, 
     run = group.first(lambda: open_run(config, scenes.train, resume=resume, named=worker.named))
     if (summary := group.first(run.summary)) is not None:
         return summary
-    parts = build(config, scenes.train.num_classes, worker)
+    group.first(lambda: keep_classes(run.path, scenes.train.classes))
+    parts = build(config, scenes.train.num_classes, worker, classes=scenes.train.classes)
     return learn(SegmentationJob(parts, scenes), run, worker, per_epoch=per_epoch)
 
 

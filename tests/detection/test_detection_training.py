@@ -182,6 +182,10 @@ def test_annotated__is_split_with_its_targets() -> None:
             {"preprocess": {"mean": [0.5] * 4, "std": [0.5] * 4}},
             "preprocess.mean and preprocess.std have 4 numbers each",
         ),
+        (
+            {"preprocess": {"image_size": 64, "interpolation": "bicubic", "crop_fraction": 0.5}},
+            "preprocess: a detection run reads image_size, mean, std only; leave out crop_fraction, interpolation",
+        ),
     ],
     ids=str,
 )

@@ -195,13 +195,42 @@ def test_groups__of_the_official_rule_decay_the_cls_token_and_leave_heads_at_ful
         ({"data": {"source": ["a", "b"]}}, "data.source is one folder"),
         ({"compute": {"shard": "fsdp"}}, "compute.shard=fsdp is for pretraining and finetuning"),
         ({"scenes": {"scale": [2.0, 1.0]}}, "scenes.scale must be ordered"),
+        ({"preprocess": 32}, "preprocess: input should be a valid dictionary"),
         ({"scenes": {"long_side": 10, "short_side": 20}}, "scenes.short_side=20 is more than scenes.long_side=10"),
+        *(
+            (
+                {"preprocess": {"image_size": 32, **unread}},
+                f"preprocess: a segmentation run reads image_size, mean, std only; leave out {', '.join(unread)}",
+            )
+            for unread in (
+                {"crop_fraction": 0.875},
+                {"interpolation": "bilinear"},
+                {"jpeg_draft": True},
+                {"resize": "squash", "crop_fraction": 1.0},
+            )
+        ),
     ],
     ids=str,
 )
 def test_config__refuses_what_cannot_work(ade: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         segmentation_config(ade, tmp_path, **changes)
+
+
+def test_config__of_a_run_has_what_its_weights_have_of_preprocess(ade: Path, tmp_path: Path) -> None:
+    options = {"imagenet_default_mean_and_std": False, "input_size": 384}
+    file = save(pretrain_checkpoint(official_state("pretrain", Shape(depth=4)), **options), tmp_path / "pt.pth")
+    changes = {"init": str(file), "model": {}, "optim": {"steps": 1, "batch_size": 4}}
+    config = segmentation_config(ade, tmp_path / "run", **changes)
+    segment(config)
+    stored = str(tmp_path / "run" / "config.yaml")
+    again = load_job(stored, ["preprocess.image_size=64"])
+    assert isinstance(again, SegmentationConfig)
+    assert (again.preprocess.crop_fraction, again.preprocess.mean, again.preprocess.image_size) == (1.0, (0.5,) * 3, 64)
+    for set_now in ("preprocess.crop_fraction=1.0", "preprocess={interpolation: nearest}"):
+        with pytest.raises(ConfigError, match=r"reads image_size, mean, std only; leave out (crop|interpolation)"):
+            load_job(stored, [set_now])
+    assert segment(load_job(stored), resume=True)["step"] == 0
 
 
 @pytest.mark.parametrize(
