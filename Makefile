@@ -64,7 +64,13 @@ walkthrough: $(READY) ## about an hour: pretrain on emoji, export, find one styl
 		&& $(BIN)/mcbeit data prepare emoji-styles data/emoji-styles \
 		&& $(BIN)/mcbeit train emoji --resume \
 		&& $(BIN)/mcbeit export runs/emoji -o runs/emoji/onnx --force \
-		&& $(BIN)/python benchmarks/retrieval.py runs/emoji \
+		&& $(BIN)/mcbeit train emoji run=runs/emoji/untrained optim.steps=1 optim.lr=1e-12 optim.min_lr=0 \
+			eval.gallery=null eval.queries=null --resume \
+		&& $(BIN)/mcbeit bench run -t retrieval -m pixels -m runs/emoji/untrained -m runs/emoji \
+			-m timm:tf_efficientnet_lite0 --data emoji-styles=paired:data/emoji-styles -o runs/emoji/bench --resume \
+		&& $(BIN)/mcbeit bench run -t retrieval -m runs/emoji pooling=gem \
+			--data emoji-styles=paired:data/emoji-styles -o runs/emoji/bench --resume \
+		&& $(BIN)/mcbeit bench report runs/emoji/bench \
 		&& $(BIN)/mcbeit viz pca data/emoji-styles/val/*/1f995.png data/emoji-styles/val/*/1f4aa.png \
 			--model runs/emoji/onnx -o runs/emoji/pictures \
 		&& $(BIN)/mcbeit viz similarity data/emoji-styles/val/*/1f995.png --model runs/emoji/onnx -o runs/emoji/pictures

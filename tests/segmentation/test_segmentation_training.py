@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from official import Shape, official_state, pretrain_checkpoint, save
+from PIL import Image
 from ranks import run_ranks
 from scenes import segmentation_config, write_ade20k
 from tiny import stopped_after
@@ -136,8 +137,6 @@ def test_judge__counts_unreadable_scenes_and_leaves_them_out(tmp_path: Path) -> 
 
 
 def test_segment__refuses_test_scenes_without_any_label(tmp_path: Path) -> None:
-    from PIL import Image
-
     root = write_ade20k(tmp_path / "ade", val=1)
     Image.new("L", (48, 40), 0).save(root / "annotations" / "validation" / "ADE_val_00000001.png")
     with pytest.raises(DataError, match=r"none of the 1 test images, such as .*ADE_val_00000001.jpg'"):
@@ -158,6 +157,33 @@ def test_find_classes__several_looks_average_probabilities(ade: Path, tmp_path: 
     assert (both == turned[:, ::-1]).mean() > 0.999  # looking at both sides, an image and its mirror image are alike
     assert both.shape == find(plain).shape == pixels.shape[:2]
     assert np.array_equal(find(plain), find(Windows(20, 1)))
+
+
+def test_judge__a_segmenter_that_knows_the_truth_has_a_mean_iou_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images are painted by their label maps; windows, sizes and counting may lose nothing on the way back."""
+    root = write_ade20k(tmp_path / "ade", val=4)
+    for file in sorted((root / "annotations" / "validation").glob("*.png")):
+        labels = np.asarray(Image.open(file))
+        painted = np.repeat(np.maximum(labels, 1)[:, :, None] * 60, 3, axis=2)
+        Image.fromarray(painted).save((root / "images" / "validation" / file.name).with_suffix(".jpg"), format="png")
+    config = segmentation_config(root, tmp_path / "run")
+    model = build(config, 3).model
+
+    def read_colours(windows: torch.Tensor) -> torch.Tensor:
+        grey = (windows[:, 0] * config.preprocess.std[0] + config.preprocess.mean[0]) * 255
+        return -(grey[:, None] - torch.tensor([60.0, 120.0, 180.0])[None, :, None, None]).abs()
+
+    monkeypatch.setattr(model, "score", read_colours)
+    common = (config.scenes, config.preprocess)
+    for windows in (Windows(20, 3), Windows(32, 1, (1.0, 2.0), True)):
+        found = judge(
+            model, open_scenes(root).val, *common, windows, PRECISIONS["fp32"], number=1.0, group=ALONE, num_workers=0
+        )
+        assert found.overlap.mean_iou == 1.0
+        assert found.overlap.pixel_accuracy == 1.0
+        assert all(read > 0 for read in found.areas.sum(axis=(0, 1)))
 
 
 def test_lr__is_a_polynomial_after_a_linear_warm_up() -> None:
