@@ -9,7 +9,7 @@ from mcbeit.bench.retrieval_data import RetrievalKind, RetrievalSet, open_retrie
 from mcbeit.bench.shifted_sets import ShiftedSet, open_part, open_shifted
 from mcbeit.detection.coco import CocoSplits, open_coco_splits
 from mcbeit.errors import ConfigError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.probe import pick
 from mcbeit.segmentation.scenes import Scenes, open_scenes
 from mcbeit.sources import ImageSource, SubsetSource

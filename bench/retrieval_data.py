@@ -9,7 +9,7 @@ from mcbeit.bench.retrieval_set import RetrievalSet, by_class
 from mcbeit.bench.revisited import EXPECTED as REVISITED
 from mcbeit.bench.revisited import ground_truth_files, open_revisited
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import ImageSource, location, open_source
 from mcbeit.sources.files import open_named
 from mcbeit.sources.labels import number_labels

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import ImageSource, location
 from mcbeit.sources.files import open_imagefolder
 

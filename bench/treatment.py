@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from mcbeit.bench.corruptions import VERSION, CorruptionName, Pixels, corrupt
-from mcbeit.preprocess import Preprocess, decode
+from mcbeit.image_files import decode
+from mcbeit.preprocess import Preprocess
 from mcbeit.sources import ImageSource
 from mcbeit.sources.source import Described
 

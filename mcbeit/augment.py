@@ -19,8 +19,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from mcbeit.config import Config
+from mcbeit.image_files import COLOURS, decode
 from mcbeit.multichannel import Planes, decode_planes
-from mcbeit.preprocess import COLOURS, Interpolation, decode
+from mcbeit.preprocess import Interpolation
 
 
 class CropConfig(Config):

@@ -15,6 +15,7 @@ from mcbeit.bodies import BeitBody, Body, TimmBody
 from mcbeit.encoder import TIMM, EncoderConfig
 from mcbeit.errors import EncoderError, WeightsError
 from mcbeit.fingerprint import UNUSED
+from mcbeit.image_files import COLOURS
 from mcbeit.network_weights import (
     PACKAGED,
     PACKAGED_MEAN,
@@ -23,7 +24,7 @@ from mcbeit.network_weights import (
     PACKAGED_STD,
     read_network,
 )
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.preprocess import Preprocess
 from mcbeit.weight_files import timm_preprocess
 from mcbeit.weight_fitting import load_backbone
 from mcbeit.weight_layouts import TimmCall, timm_call

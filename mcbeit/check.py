@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int64, UInt64
 
 from mcbeit.data import DataConfig
 from mcbeit.errors import ImageError
+from mcbeit.image_files import format_of
 from mcbeit.multichannel import decode_image
-from mcbeit.preprocess import format_of
 from mcbeit.scan import scan
 from mcbeit.sources import ImageSource
 

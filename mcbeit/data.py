@@ -20,10 +20,10 @@ from mcbeit.augment import CropConfig, View, read_views
 from mcbeit.config import Config
 from mcbeit.errors import DataError, ImageError
 from mcbeit.group import Group
+from mcbeit.image_files import COLOURS
 from mcbeit.machine import num_cores
 from mcbeit.masking import Grid, MaskConfig, draw_mask
 from mcbeit.multichannel import require_tifffile
-from mcbeit.preprocess import COLOURS
 from mcbeit.sources import ImageSource, SourceKind, open_source
 from mcbeit.sources.opening import FolderKind
 from mcbeit.targets import masked_patch_ids

@@ -16,12 +16,12 @@ from mcbeit.cost import Cost, estimate
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.finetune_data import FinetuneImages, JudgeConfig
 from mcbeit.group import Group
+from mcbeit.image_files import COLOURS
 from mcbeit.initial_weights import has_begun
 from mcbeit.label_augment import AugmentConfig, AugmentedDataset, Mixing
 from mcbeit.layer_decay import FinetuneOptimConfig, layer_groups
 from mcbeit.optim import adamw
 from mcbeit.parallel import is_sharded, replicate, shard_if_asked, whole_state
-from mcbeit.preprocess import COLOURS
 from mcbeit.start import RANDOM, StartConfig, initial_weights
 from mcbeit.state import TrainingState
 from mcbeit.vit import VisionTransformer

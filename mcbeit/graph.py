@@ -17,8 +17,8 @@ from mcbeit.embedding_model import EmbeddingModel
 from mcbeit.encoder import EncoderSpec
 from mcbeit.errors import ExportError
 from mcbeit.folding import FoldedBeit
+from mcbeit.image_files import COLOURS
 from mcbeit.model_folder import EMBEDDING, INPUT, PATCH_TOKENS
-from mcbeit.preprocess import COLOURS
 
 OPSET = 20  # the first with Gelu in one node
 INLINE_BYTES = 1_900_000_000  # of weights: more do not fit into one protobuf file, and lie beside it

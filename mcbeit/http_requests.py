@@ -12,8 +12,8 @@ from PIL import Image
 
 from mcbeit.encoder import ImageInput
 from mcbeit.errors import ServiceError
+from mcbeit.image_files import to_rgb
 from mcbeit.model_folder import EMBEDDING, PATCH_TOKENS
-from mcbeit.preprocess import to_rgb
 
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504}
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.25, 30.0

@@ -21,12 +21,13 @@ from mcbeit.config import Config, UserPath
 from mcbeit.data import DataConfig, ViewDataset, auto_workers, batch_keys, check_readable, make_loader
 from mcbeit.device import ComputeConfig, choose_device
 from mcbeit.errors import ConfigError, RunError
+from mcbeit.image_files import COLOURS
 from mcbeit.kmeans import KMeansConfig, KMeansTokenizer
 from mcbeit.meter import Meter, is_due, status_line
 from mcbeit.metric_log import MetricLog
 from mcbeit.network_weights import PACKAGED, PACKAGED_MEAN, PACKAGED_STD, load_network, read_network
 from mcbeit.optim import DurationConfig, steps_per_epoch
-from mcbeit.preprocess import COLOURS, Interpolation
+from mcbeit.preprocess import Interpolation
 from mcbeit.runfolder import RunConfig, open_run
 from mcbeit.sources import source_notes
 from mcbeit.tokenizer import count_codes, perplexity

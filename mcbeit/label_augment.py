@@ -22,7 +22,8 @@ from torch import Tensor
 from mcbeit.augment import CropConfig, View, jitter, normalise, read_crop, read_views
 from mcbeit.config import Config
 from mcbeit.data import ViewDataset, step_generator
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.image_files import COLOURS
+from mcbeit.preprocess import Preprocess
 from mcbeit.sources import ImageSource
 
 POLICY = re.compile(r"rand(-(m|n|mstd|mmax|p|inc)\d+(\.\d+)?)*")

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 
 from mcbeit.errors import DataError, ImageError
-from mcbeit.preprocess import COLOURS, MAX_PIXELS, Source, decode, open_image, upright
+from mcbeit.image_files import COLOURS, MAX_PIXELS, Source, decode, open_image, upright
 
 Planes = Float32[np.ndarray, "height width channel"]
 

@@ -16,12 +16,13 @@ from mcbeit.data import Batch, DataConfig, ViewDataset, batch_keys, check_readab
 from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
+from mcbeit.image_files import COLOURS
 from mcbeit.initial_weights import has_begun, model_for, start_from
 from mcbeit.masked import MaskedImageModel, ObjectiveConfig
 from mcbeit.masking import MaskConfig, num_masked
 from mcbeit.optim import OptimConfig, make_optimizer
 from mcbeit.parallel import is_sharded, replicate, shard_if_asked, whole_state
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.preprocess import Preprocess
 from mcbeit.probe import EvalConfig
 from mcbeit.runfolder import RunConfig
 from mcbeit.sources import ImageSource

@@ -8,7 +8,8 @@ from PIL import Image
 
 from mcbeit.data import DataConfig
 from mcbeit.errors import DataError, ImageError
-from mcbeit.preprocess import COLOURS, Preprocess, decode
+from mcbeit.image_files import COLOURS, decode
+from mcbeit.preprocess import Preprocess
 from mcbeit.sources import ImageSource
 
 PHOTOGRAPH = "sample_data/grace_hopper.jpg"  # in the public domain; matplotlib comes with mcbeit

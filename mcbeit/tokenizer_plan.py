@@ -8,10 +8,11 @@ from mcbeit.config import read_values, validate
 from mcbeit.data import DataConfig
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import ConfigError
+from mcbeit.image_files import COLOURS
 from mcbeit.kmeans import KMeansTokenizer
 from mcbeit.kmeans_training import KMeansRunConfig, check_kmeans, fit_kmeans
 from mcbeit.masked import ObjectiveConfig
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.preprocess import Preprocess
 from mcbeit.runfolder import read_summary
 from mcbeit.tokenizer import Tokenizer
 from mcbeit.tokenizer_choice import (

@@ -32,11 +32,12 @@ from mcbeit.device import ComputeConfig, Precision, choose_device, choose_precis
 from mcbeit.dvae import DiscreteVAE, DiscreteVAEConfig
 from mcbeit.errors import ConfigError, RunError
 from mcbeit.group import ALONE
+from mcbeit.image_files import COLOURS
 from mcbeit.meter import Meter, StepResult, is_due, status_line
 from mcbeit.metric_log import MetricLog
 from mcbeit.multichannel import false_colours
 from mcbeit.optim import OptimConfig, make_optimizer, steps_per_epoch
-from mcbeit.preprocess import COLOURS, Interpolation
+from mcbeit.preprocess import Interpolation
 from mcbeit.runfolder import RunConfig, open_run
 from mcbeit.sources import source_notes
 from mcbeit.state import TrainingState

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mcbeit.errors import WeightsError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.relative_position import NUM_CLS_ROWS
 from mcbeit.vit import ModelConfig, VisionTransformer
 from mcbeit.weight_account import some

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor
 
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.vit import SIZES, ModelConfig
 from mcbeit.weight_account import Account
 from mcbeit.weight_architecture import BLOCK_TABLE, CLASSIFIER, SHARED_TABLE, VOCABULARY_HEAD, model_shapes

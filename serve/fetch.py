@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from mcbeit.preprocess import format_of
+from mcbeit.image_files import format_of
 from mcbeit.serve.config import FetchConfig
 from mcbeit.serve.errors import RequestError
 

@@ -7,7 +7,8 @@ from jaxtyping import UInt8
 from PIL.ImageFile import ImageFile
 
 from mcbeit.errors import ImageError
-from mcbeit.preprocess import Preprocess, format_of, open_image
+from mcbeit.image_files import format_of, open_image
+from mcbeit.preprocess import Preprocess
 from mcbeit.serve.config import Limits
 from mcbeit.serve.decoding import PixelBudget
 from mcbeit.serve.errors import RequestError, invalid, too_large

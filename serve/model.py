@@ -18,8 +18,8 @@ from jaxtyping import Float32
 
 from mcbeit.encoder import FAKE, EncoderConfig, EncoderSpec, PixelEncoder, derived_fingerprint, load_encoder
 from mcbeit.errors import ConfigError, EncoderError
+from mcbeit.image_files import COLOURS
 from mcbeit.model_folder import is_model_folder
-from mcbeit.preprocess import COLOURS
 from mcbeit.serve.batcher import MicroBatcher
 from mcbeit.serve.cache import Key, VectorCache
 from mcbeit.serve.config import ServeConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import RandomResizedCrop
 
 import mcbeit.augment as module
-from mcbeit import preprocess
+from mcbeit import image_files
 from mcbeit.augment import Box, CropConfig, View, draw_box, normalise, read_views, two_views
 from mcbeit.config import validate
 from mcbeit.errors import ConfigError
@@ -215,8 +215,8 @@ def jpeg(width: int, height: int, **options: Any) -> bytes:
 
 def decoded_sizes(monkeypatch, data: bytes, config: CropConfig, seeds: range) -> set[tuple[int, int]]:
     """At which sizes a file is decoded for its crops."""
-    sizes, to_rgb = set(), preprocess.to_rgb
-    monkeypatch.setattr(preprocess, "to_rgb", lambda image: sizes.add(image.size) or to_rgb(image))
+    sizes, to_rgb = set(), image_files.to_rgb
+    monkeypatch.setattr(image_files, "to_rgb", lambda image: sizes.add(image.size) or to_rgb(image))
     for seed in seeds:
         read_views(data, config, (View(16, "bicubic"), View(8, "lanczos")), generator(seed))
     return sizes
@@ -235,7 +235,7 @@ def test_read_views__of_a_small_file_are_the_two_views_of_its_image() -> None:
     data, views = jpeg(60, 48), (View(16, "bicubic"), View(8, "lanczos"))
     for seed in range(5):
         found = read_views(data, CropConfig(color_jitter=0.2), views, generator(seed))
-        wanted = two_views(preprocess.decode(data), CropConfig(color_jitter=0.2), views, generator(seed))
+        wanted = two_views(image_files.decode(data), CropConfig(color_jitter=0.2), views, generator(seed))
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -248,7 +248,7 @@ def test_read_views__of_a_large_jpeg_are_nearly_those_of_all_its_pixels(orientat
     smooth.save(buffer, "JPEG", quality=92, exif=exif)
     for seed in range(12):
         (found,) = read_views(buffer.getvalue(), CropConfig(), (View(32, "bicubic"),), generator(seed))
-        image = preprocess.decode(buffer.getvalue())
+        image = image_files.decode(buffer.getvalue())
         (wanted,) = two_views(image, CropConfig(), (View(32, "bicubic"),), generator(seed))
         # not 0: the box is rounded to whole pixels of the smaller image; another crop differs by 30 and more
         assert (found.float() - wanted.float()).abs().mean() < 5

@@ -16,7 +16,8 @@ from torch import Tensor
 from mcbeit.config import Config, Seed
 from mcbeit.data import DataConfig
 from mcbeit.device import Precision
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.image_files import COLOURS
+from mcbeit.preprocess import Preprocess
 from mcbeit.pretrain_setup import PretrainConfig
 from mcbeit.probe import (
     EVAL_BATCH,

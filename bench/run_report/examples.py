@@ -13,9 +13,10 @@ from mcbeit.bench.run_report.baselines import Features
 from mcbeit.bench.run_report.trained import TrainedRun
 from mcbeit.dvae import DiscreteVAE
 from mcbeit.errors import DataError, ImageError
+from mcbeit.image_files import COLOURS
 from mcbeit.masking import draw_mask
 from mcbeit.multichannel import decode_image, false_colours
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.preprocess import Preprocess
 from mcbeit.probe import Labelled, OnlineProbe
 from mcbeit.sources import ImageSource
 from mcbeit.targets import code_probabilities, entropy, hard_probabilities, masked_patch_ids, patch_affinity, refine

@@ -12,7 +12,7 @@ from mcbeit.bench.tasks.scene_scores import PICTURE_SIDE, class_colour
 from mcbeit.detection.coco import CocoSource
 from mcbeit.detection.detections import Detections
 from mcbeit.detection.rle import box, decode
-from mcbeit.preprocess import decode as decode_image
+from mcbeit.image_files import decode as decode_image
 
 NUM_PICTURES = 6
 MIN_SCORE = 0.5  # of what is drawn

@@ -39,7 +39,7 @@ from mcbeit.bench.tasks.task import BenchTask, Outcome, TaskConfig
 from mcbeit.bench.treatment import Treatment
 from mcbeit.config import UserPath
 from mcbeit.errors import BenchError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 
 CLEAN, CORRUPTED, REAL = "top1, clean", "top1, corrupted", "top1, ReaL labels"
 TAKEN = {*SPLITS["labelled"], "clean", "corrupted", "ReaL labels"}

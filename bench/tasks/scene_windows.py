@@ -16,7 +16,7 @@ from mcbeit.bench.tasks.task import TaskConfig
 from mcbeit.data import Loaded
 from mcbeit.encoder import PixelEncoder
 from mcbeit.errors import BenchError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.segmentation.judging import UNREADABLE, open_scenes_ahead, scored
 from mcbeit.segmentation.label_maps import IGNORED
 from mcbeit.segmentation.overlap import NUM_AREAS, areas

@@ -11,7 +11,7 @@ from mcbeit.data import Loaded, ViewDataset
 from mcbeit.detection.coco import CocoSource
 from mcbeit.detection.large_scale_jitter import JitterConfig, boxes_of, draw_placing, fit_placing
 from mcbeit.errors import DataError, ImageError
-from mcbeit.preprocess import decode
+from mcbeit.image_files import decode
 
 USUAL_OBJECTS = 8  # per image, COCO's mean: by it is bounded how many samples are read ahead
 

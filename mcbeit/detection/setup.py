@@ -22,6 +22,7 @@ from mcbeit.detection.windowed import NUM_STAGES, WINDOW, WindowedBackbone
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
+from mcbeit.image_files import COLOURS
 from mcbeit.initial_weights import (
     check_agrees,
     check_channels,
@@ -33,7 +34,6 @@ from mcbeit.initial_weights import (
 from mcbeit.layer_decay import level_of, level_scales
 from mcbeit.optim import Beta, OptimConfig, adamw
 from mcbeit.parallel import replicate, synchronise_norms
-from mcbeit.preprocess import COLOURS
 from mcbeit.start import StartConfig, StartingPoint
 from mcbeit.state import TrainingState
 from mcbeit.supervised import EvalConfig

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mcbeit.drop_path import DiceDropPath, throw
 from mcbeit.errors import ConfigError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.relative_position import NUM_CLS_ROWS, num_table_rows
 from mcbeit.vit import ModelConfig, VisionTransformer
 

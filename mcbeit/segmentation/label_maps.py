@@ -8,7 +8,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from mcbeit.errors import ImageError
-from mcbeit.preprocess import no_warnings
+from mcbeit.image_files import no_warnings
 
 IGNORED: Final = 255  # the value of pixels that count for nothing
 MODES = ("L", "P", "1", "I;16", "I;16B", "I")  # whose pixels are one number each

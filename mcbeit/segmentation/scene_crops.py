@@ -18,7 +18,8 @@ from mcbeit.augment import CropConfig, normalise
 from mcbeit.config import Config
 from mcbeit.data import Loaded, ViewDataset
 from mcbeit.errors import ImageError
-from mcbeit.preprocess import Preprocess, decode
+from mcbeit.image_files import decode
+from mcbeit.preprocess import Preprocess
 from mcbeit.segmentation.label_maps import IGNORED
 from mcbeit.segmentation.scenes import SceneSource
 

@@ -14,11 +14,11 @@ from mcbeit.config import UserPath
 from mcbeit.device import Precision, choose_device, choose_precision
 from mcbeit.errors import ConfigError
 from mcbeit.group import Group
+from mcbeit.image_files import COLOURS
 from mcbeit.initial_weights import has_begun, preprocess_notes
 from mcbeit.layer_decay import FinetuneOptimConfig, layer_groups
 from mcbeit.optim import UNDECAYED, adamw
 from mcbeit.parallel import replicate, synchronise_norms
-from mcbeit.preprocess import COLOURS
 from mcbeit.segmentation.judging import Windows
 from mcbeit.segmentation.loading import is_segmenter, segmenter_of
 from mcbeit.segmentation.scene_crops import SceneConfig

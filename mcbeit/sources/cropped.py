@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mcbeit.errors import ImageError
-from mcbeit.preprocess import MAX_PIXELS, open_image, upright
+from mcbeit.image_files import MAX_PIXELS, open_image, upright
 from mcbeit.sources.source import Described, ImageSource
 
 

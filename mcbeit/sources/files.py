@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.source import Described, Labels, PackedNames, suffixes
 

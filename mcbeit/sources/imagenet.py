@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.opening import how_to_make
 from mcbeit.sources.source import ImageSource

@@ -4,7 +4,7 @@ import os
 from typing import NamedTuple
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.files import FileSource, open_named
 from mcbeit.sources.labels import check_label

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.files import open_folder, open_imagefolder, suffix_of
 from mcbeit.sources.joined import JoinedSource

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.labels import Numbered, number_labels
 from mcbeit.sources.parquet_table import Rows, Table, describe_table, read_rows

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MANY_CHANNEL_SUFFIXES = SUFFIXES | {".npy"}  # where images have another number of channels

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location, tar_cache
 from mcbeit.sources.labels import Numbered, number_labels
 from mcbeit.sources.location import Stamp

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mcbeit.errors import DataError
-from mcbeit.preprocess import COLOURS
+from mcbeit.image_files import COLOURS
 from mcbeit.sources import location
 from mcbeit.sources.listfile import read_list
 from mcbeit.sources.location import Stamp

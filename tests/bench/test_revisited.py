@@ -12,7 +12,7 @@ from mcbeit.bench.retrieval_metrics import precision_at, trapezoidal_average_pre
 from mcbeit.bench.retrieval_set import judge
 from mcbeit.bench.revisited import PROTOCOLS, open_revisited
 from mcbeit.errors import DataError
-from mcbeit.preprocess import decode
+from mcbeit.image_files import decode
 
 NAMES = [f"all_souls_{i:06}" for i in range(6)]
 QUERIES = ["radcliffe_camera_000158", "bodleian_000108"]

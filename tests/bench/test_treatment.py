@@ -9,7 +9,8 @@ from PIL import Image
 
 from mcbeit.bench.treatment import TreatedSource, Treatment
 from mcbeit.errors import ImageError
-from mcbeit.preprocess import Preprocess, decode
+from mcbeit.image_files import decode
+from mcbeit.preprocess import Preprocess
 from mcbeit.sources import ImageSource
 from mcbeit.sources.files import open_imagefolder
 

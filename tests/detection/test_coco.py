@@ -13,7 +13,7 @@ from mcbeit.detection.coco import open_coco, open_coco_splits
 from mcbeit.detection.coco_file import NO_OUTLINE, Outlines, read_coco
 from mcbeit.detection.rle import decode, encode
 from mcbeit.errors import DataError
-from mcbeit.preprocess import decode as decode_image
+from mcbeit.image_files import decode as decode_image
 from mcbeit.sources import ImageSource, SubsetSource, source_notes
 
 

@@ -14,7 +14,7 @@ from mcbeit.detection.coco import CocoSource, open_coco, open_coco_splits
 from mcbeit.detection.dataset import DetectionDataset, load_whole
 from mcbeit.detection.large_scale_jitter import JitterConfig, draw_placing
 from mcbeit.detection.rle import decode
-from mcbeit.preprocess import decode as decode_image
+from mcbeit.image_files import decode as decode_image
 
 pytestmark = [
     # Loader processes are what is tested here, on machines with few cores and with other threads running

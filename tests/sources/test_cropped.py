@@ -4,7 +4,7 @@ from images import encode, exif, photo
 from PIL import Image
 
 from mcbeit.errors import ImageError
-from mcbeit.preprocess import decode
+from mcbeit.image_files import decode
 from mcbeit.sources import FileSource
 from mcbeit.sources.cropped import CroppedSource
 
