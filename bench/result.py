@@ -232,7 +232,7 @@ def mean_of(
     if not len(values):
         raise BenchError("no query has anything to be found, so there is nothing to measure")
     means = np.array([values[rows].mean() for rows in _draws(len(values), seed, draws)])
-    return _bootstrapped(float(values.mean()), means, over, len(values))
+    return bootstrapped(float(values.mean()), means, over, len(values))
 
 
 def ratio_of(
@@ -243,7 +243,7 @@ def ratio_of(
         return None
     sums = [(values[rows].sum(), than[rows].sum()) for rows in _draws(len(values), seed, draws)]
     ratios = np.array([above / below for above, below in sums if below])
-    return _bootstrapped(float(values.sum() / than.sum()), ratios, "images", len(values))
+    return bootstrapped(float(values.sum() / than.sum()), ratios, "images", len(values))
 
 
 def _draws(count: int, seed: int, draws: int) -> Iterator[Int64[np.ndarray, " row"]]:
@@ -251,13 +251,17 @@ def _draws(count: int, seed: int, draws: int) -> Iterator[Int64[np.ndarray, " ro
     return (rng.integers(count, size=count) for _ in range(draws))
 
 
-def _bootstrapped(value: float, found: Float[np.ndarray, " draw"], over: str, num_samples: int) -> Metric:
+def bootstrapped(
+    value: float, found: Float[np.ndarray, " draw"], over: str, num_samples: int, selection: Selection = "none"
+) -> Metric:
+    """A number with the percentiles of what it is on other draws of what it is `over`."""
     low, high = np.percentile(found, [2.5, 97.5])
     return Metric(
         value=value,
         standard_error=float(found.std(ddof=1)),
         interval=(float(low), float(high)),
         uncertainty=f"bootstrap over {over}, {len(found)} draws",
+        selection=selection,
         num_samples=num_samples,
     )
 

@@ -9,21 +9,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.manifest import MAX_LISTED, Used
 from mcbeit.bench.model import BenchModel
-from mcbeit.bench.result import Metric, Selection
+from mcbeit.bench.result import Metric, Selection, bootstrapped
 from mcbeit.bench.tasks.object_pictures import NUM_PICTURES, object_picture
 from mcbeit.bench.tasks.recipe import AUTO, BySize, RecipeConfig, curve_of, job_of, run_job_of
 from mcbeit.bench.tasks.task import BenchTask, Outcome
 from mcbeit.config import validate
 from mcbeit.data import auto_workers
 from mcbeit.detection.coco import CocoSource
+from mcbeit.detection.coco_scores import bootstrap_ap
 from mcbeit.detection.dataset import load_whole
-from mcbeit.detection.judging import check_scorable, judge
+from mcbeit.detection.judging import NAMES, check_scorable, judge
 from mcbeit.detection.loading import LoadedDetector
 from mcbeit.detection.mask_rcnn import MaskRCNN
 from mcbeit.detection.setup import DetectionConfig, DetectionEvalConfig, make_detector
@@ -72,7 +74,7 @@ def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outc
     seconds, folder = time.monotonic() - before, Path(job.run)
     told = {which: json.loads((folder / scores).read_text()) for which, (_, scores) in FILES.items()}
     judged = summary["judged"]
-    outcome = _outcome(splits.val, told["last"], selection=LAST)
+    outcome = _outcome(splits.val, told["last"], folder / FILES["last"][0], selection=LAST, seed=config.seed)
     outcome.metrics[BEST] = _metrics(told["best"], len(splits.val), judged["best"]["selection"])[PRIMARY]
     outcome.used["train"] = Used(num_used=len(splits.train), num_unreadable=summary["corrupt"])
     outcome.curves = (curve_of(folder, "AP on the test images by epoch", KINDS),)
@@ -113,26 +115,33 @@ def _measure(model: BenchModel, loaded: LoadedDetector, data: BenchData, config:
     folder = model.out / "detections" / f"{data.name}-{model.facts().spec.fingerprint[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     keep_results(folder, epoch, is_best=False)
-    outcome = _outcome(splits.val, epoch.as_json(), selection="none")
+    results = folder / FILES["last"][0]
+    outcome = _outcome(splits.val, epoch.as_json(), results, selection="none", seed=config.seed)
     outcome.used["train"] = Used(num_used=0, num_unreadable=0)
     outcome.remarks = (
         f"a trained detector, only measured: {loaded.account.summary()}",
-        f"squares of {loaded.image_size} px; {folder / FILES['last'][0]}; scored by {looks.backend}",
+        f"squares of {loaded.image_size} px; {results}; scored by {looks.backend}",
     )
     outcome.seconds = {"judge": time.monotonic() - before}
     outcome.pictures = _pictures(splits.val, detector, compute, config.seed)
     return outcome
 
 
-def _outcome(source: CocoSource, told: dict[str, Any], *, selection: Selection) -> Outcome:
-    """Of the scores of an epoch, as they are kept."""
+def _outcome(source: CocoSource, told: dict[str, Any], results: Path, *, selection: Selection, seed: int) -> Outcome:
+    """Of the scores of an epoch and the file of what was found, as they are kept."""
     unreadable = tuple(source.name(image) for image in told["unreadable"])
     used = Used(
         num_used=len(source) - len(unreadable), num_unreadable=len(unreadable), unreadable=unreadable[:MAX_LISTED]
     )
+    metrics = _metrics(told, len(source), selection)
+    found, image_ids = json.loads(results.read_text()), source.image_ids.tolist()
+    draws = bootstrap_ap(source.file.path, found, image_ids=image_ids, seed=seed)
+    for kind, name in NAMES.items():
+        known = draws[kind][np.isfinite(draws[kind])]
+        metrics[KINDS[name]] = bootstrapped(metrics[KINDS[name]].value, known, "images", len(source), selection)
     return Outcome(
         primary=PRIMARY,
-        metrics=_metrics(told, len(source), selection),
+        metrics=metrics,
         used={"val": used},
         per_class={KINDS[kind]: tuple(told[kind]["by_class"][name] for name in source.classes) for kind in KINDS},
     )

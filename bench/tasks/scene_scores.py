@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mcbeit.bench.figures import picture_uri
 from mcbeit.bench.manifest import MAX_LISTED, Used
-from mcbeit.bench.result import Curve, Metric, Selection
+from mcbeit.bench.result import Curve, Metric, Selection, bootstrapped
 from mcbeit.bench.tasks.task import Outcome
 from mcbeit.segmentation.judging import UNREADABLE, read_areas
 from mcbeit.segmentation.label_maps import IGNORED
@@ -33,16 +33,9 @@ def scene_metrics(
     """Mean IoU with its bootstrap over test images, pixel accuracy and mean accuracy of the classes."""
     areas = read_areas(each)
     found, draws = overlap(areas.sum(axis=0)), bootstrap_mean_iou(areas, seed=seed, draws=DRAWS)
-    low, high = np.percentile(draws, [2.5, 97.5])
     common: dict[str, Any] = {"selection": selection, "num_samples": len(areas)}
     return {
-        PRIMARY: Metric(
-            value=found.mean_iou,
-            standard_error=float(draws.std(ddof=1)),
-            interval=(float(low), float(high)),
-            uncertainty=f"bootstrap over images, {DRAWS} draws",
-            **common,
-        ),
+        PRIMARY: bootstrapped(found.mean_iou, draws, "images", **common),
         "pixel accuracy": Metric(value=found.pixel_accuracy, **common),
         "mean accuracy": Metric(value=found.mean_accuracy, **common),
     }

@@ -7,11 +7,13 @@ The first is the official one; the second is several times as fast, and gives th
 import contextlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from jaxtyping import Float
 
+from mcbeit.detection.ap_bootstrap import Matches, drawn_aps
 from mcbeit.detection.rle import box, decode
 from mcbeit.errors import DataError
 from mcbeit.sources import location
@@ -46,6 +48,41 @@ def score(
     `image_ids` are the images that were looked at, by default all of the file; entries of others do not count. Raises
     DataError if the annotations or the results cannot be scored, or if the backend is not installed.
     """
+    question = _question(annotations, results, image_ids)
+    return {kind: _score(question, kind, backend) for kind in KINDS}
+
+
+def bootstrap_ap(
+    annotations: str | Mapping[str, Any],
+    results: Iterable[Mapping[str, Any]],
+    *,
+    image_ids: Iterable[int] | None = None,
+    seed: int,
+    draws: int = 200,
+) -> dict[Kind, Float[np.ndarray, " draw"]]:
+    """AP by pycocotools of sets of as many images, drawn with replacement; nan where one has nothing to find.
+
+    Takes what `score` takes, and raises as it does.
+    """
+    question = _question(annotations, results, image_ids)
+    num_images = len(question.image_ids)
+    return {kind: drawn_aps(list(_matches(question, kind)), num_images, seed=seed, draws=draws) for kind in KINDS}
+
+
+def require(backend: Backend) -> None:
+    """Raises DataError if the backend is not installed."""
+    _import(backend)
+
+
+class _Question(NamedTuple):
+    truth: dict[str, Any]
+    entries: list[dict[str, Any]]
+    image_ids: list[int]
+
+
+def _question(
+    annotations: str | Mapping[str, Any], results: Iterable[Mapping[str, Any]], image_ids: Iterable[int] | None
+) -> _Question:
     truth = _complete(_content(annotations))
     known = {image["id"] for image in truth["images"]}
     wanted = sorted(known if image_ids is None else set(image_ids))
@@ -56,32 +93,59 @@ def score(
         raise DataError(
             f"{len(lost)} detections are of images that are not in the annotations, such as {lost[0]['image_id']}"
         )
-    return {kind: _score(truth, entries, kind, wanted, backend) for kind in KINDS}
+    return _Question(truth, entries, wanted)
 
 
-def require(backend: Backend) -> None:
-    """Raises DataError if the backend is not installed."""
-    _import(backend)
-
-
-def _score(
-    truth: dict[str, Any], entries: list[dict[str, Any]], kind: Kind, image_ids: list[int], backend: Backend
-) -> Scores:
+def _evaluation(question: _Question, kind: Kind, backend: Backend) -> Any:
+    """What the backend is asked to evaluate."""
     coco_class, evaluation_class = _import(backend)
+    expected = coco_class()
+    expected.dataset = question.truth
+    expected.createIndex()
+    evaluation = evaluation_class(expected, _found(coco_class, expected, question.entries, kind), kind)
+    evaluation.params.maxDets = list(MAX_DETECTIONS)
+    evaluation.params.imgIds = question.image_ids
+    return evaluation
+
+
+def _score(question: _Question, kind: Kind, backend: Backend) -> Scores:
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = coco_class()
-        expected.dataset = truth
-        expected.createIndex()
-        evaluation = evaluation_class(expected, _found(coco_class, expected, entries, kind), kind)
-        evaluation.params.maxDets = list(MAX_DETECTIONS)
-        evaluation.params.imgIds = image_ids
+        evaluation = _evaluation(question, kind, backend)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    names = {category["id"]: category["name"] for category in truth["categories"]}
+    names = {category["id"]: category["name"] for category in question.truth["categories"]}
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [overlap, recall, class]: of all sizes, 100 detections
     by_class = {names[number]: _mean(precision[:, :, k]) for k, number in enumerate(evaluation.params.catIds)}
     return Scores({name: _some(value) for name, value in zip(STATS, evaluation.stats, strict=False)}, by_class)
+
+
+def _matches(question: _Question, kind: Kind) -> Iterator[Matches]:
+    """What of each class is right and wrong, of objects of all sizes and up to 100 detections per image."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _evaluation(question, kind, "pycocotools")
+        params = evaluation.params
+        params.maxDets, params.areaRng, params.areaRngLbl = MAX_DETECTIONS[-1:], params.areaRng[:1], ["all"]
+        evaluation.evaluate()
+    count = len(params.imgIds)
+    for start in range(0, len(params.catIds) * count, count):
+        yield _matches_of(evaluation.evalImgs[start : start + count], len(params.iouThrs))
+
+
+def _matches_of(images: Sequence[dict[str, Any] | None], num_overlaps: int) -> Matches:
+    """Of pycocotools' entries of a class, one per image; None where it is neither marked nor found."""
+    wanted, numbers, scores = np.zeros(len(images), np.int64), [np.zeros(0, np.int64)], [np.zeros(0)]
+    is_matched, is_ignored = [np.zeros((num_overlaps, 0), bool)], [np.zeros((num_overlaps, 0), bool)]
+    for number, image in enumerate(images):
+        if image is not None:
+            wanted[number] = np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)
+            numbers.append(np.full(len(image["dtScores"]), number))
+            scores.append(np.asarray(image["dtScores"], np.float64))
+            is_matched.append(np.asarray(image["dtMatches"]) > 0)
+            is_ignored.append(np.asarray(image["dtIgnore"]) > 0)
+    order = np.argsort(-np.concatenate(scores), kind="mergesort")  # as pycocotools, which keeps the order of images
+    matched, counts = np.concatenate(is_matched, axis=1)[:, order], ~np.concatenate(is_ignored, axis=1)[:, order]
+    return Matches(matched & counts, ~matched & counts, np.concatenate(numbers)[order], wanted)
 
 
 def _found(coco_class: Any, expected: Any, entries: list[dict[str, Any]], kind: Kind) -> Any:

@@ -60,6 +60,9 @@ def test_run__tells_boxes_and_masks_of_the_last_epoch(weights: Path, coco: Path,
     assert {"box AP50", "mask AR_100", detection.BEST} <= set(found.metrics)
     assert found.metrics[detection.BEST].selection == "best on the test images"
     assert found.metrics["mask_ap"].selection == "last"
+    for name in ("box_ap", "mask_ap"):
+        assert found.metrics[name].interval is not None
+        assert found.metrics[name].uncertainty == "bootstrap over images, 200 draws"
     assert found.curves[0].lines.keys() == {"box", "mask"}
     assert found.used["val"].num_used == 4
     assert [len(values) for values in found.per_class.values()] == [2, 2]

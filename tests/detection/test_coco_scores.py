@@ -8,7 +8,7 @@ import torch
 from cocos import CATEGORIES, annotation, content, rectangle
 
 from mcbeit.detection.coco_results import CocoResults
-from mcbeit.detection.coco_scores import STATS, score
+from mcbeit.detection.coco_scores import STATS, bootstrap_ap, score
 from mcbeit.detection.detections import Detections
 from mcbeit.detection.rle import box, decode, encode
 from mcbeit.errors import DataError
@@ -104,6 +104,42 @@ def test_score__the_area_of_a_mask_is_not_that_of_its_box(backend: Any) -> None:
 
 
 # both backends, and the official way of calling one
+
+
+def test_bootstrap_ap__is_what_the_score_of_drawn_images_is() -> None:
+    truth, results = realistic(6)
+    found = bootstrap_ap(truth, results, seed=3, draws=2)
+    rows = np.random.default_rng(3).integers(6, size=6)
+    drawn, entries, marked = [int(row) + 1 for row in rows], [], []
+    for number, image in enumerate(drawn, start=1):
+        entries += [{**entry, "image_id": number} for entry in results if entry["image_id"] == image]
+        marked += [{**entry, "image_id": number} for entry in truth["annotations"] if entry["image_id"] == image]
+    assert len(set(drawn)) < 6  # some images count twice
+    by_hand = score(content(dict.fromkeys(range(1, 7), (HEIGHT, WIDTH)), marked), entries)
+    for kind in ("bbox", "segm"):
+        assert found[kind].shape == (2,)
+        assert found[kind][0] == pytest.approx(by_hand[kind].stats["AP"])
+
+
+def test_bootstrap_ap__lies_around_the_score_and_repeats_itself() -> None:
+    truth, results = realistic()
+    found, again = (bootstrap_ap(truth, results, seed=0, draws=50)["segm"] for _ in range(2))
+    assert np.array_equal(found, again)
+    ap = score(truth, results)["segm"].stats["AP"]
+    assert ap is not None
+    assert abs(found.mean() - ap) < 2 * found.std()
+    assert 0.005 < found.std() < 0.1
+
+
+def test_bootstrap_ap__a_draw_with_nothing_to_find_has_no_score() -> None:
+    """One of two images has an object: a draw of the other one, twice, has none."""
+    square = np.zeros((20, 20), dtype=bool)
+    square[2:12, 2:12] = True
+    marked = [annotation(0, 1, 3, box(square), segmentation=encode(square))]
+    found = bootstrap_ap(content({1: (20, 20), 2: (20, 20)}, marked), [entry(1, 3, square, 0.9)], seed=0, draws=40)
+    missing = np.isnan(found["bbox"])
+    assert 0 < missing.sum() < 20
+    assert found["bbox"][~missing] == pytest.approx(1.0)
 
 
 def test_score__both_backends_agree_to_six_digits() -> None:
