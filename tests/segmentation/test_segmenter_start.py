@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 from typing import Any
 
 import pytest
@@ -226,7 +226,22 @@ def test_segment__on_other_classes_resumes_as_if_never_stopped(trained: Path, tm
     assert '"shape"' in (tmp_path / "whole" / CLASSES_FILE).read_text()
 
 
-def test_segment__goes_on_from_one_whose_names_are_not_kept(ade: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [('{"classes": ["ground",', "no such list"), ("[1, 2, 3]", "no such list"), ('{"classes": ["a"]}', "1 of them")],
+    ids=["cut off", "no mapping", "fewer"],
+)
+def test_build__refuses_names_that_are_not_those_of_the_outputs(
+    ade: Path, trained: Path, tmp_path: Path, text: str, found: str
+) -> None:
+    run = copytree(trained, tmp_path / "edited")
+    (run / CLASSES_FILE).write_text(text)
+    config = with_weights(segmentation_config(ade, tmp_path / "run", init=str(run), **OPEN))
+    with pytest.raises(WeightsError, match=rf"classes\.json' should name the 3 classes .* it has {found}\. Mend it, or"):
+        build(config, 3, classes=CLASSES)
+
+
+def test_segment__goes_on_from_one_whose_names_are_not_kept(ade: Path, tmp_path: Path) -> None:
     segment(segmentation_config(ade, tmp_path / "old", **SHORT))
     (tmp_path / "old" / CLASSES_FILE).unlink()  # as runs were before
     summary = segment(segmentation_config(ade, tmp_path / "run", init=str(tmp_path / "old"), **OPEN, **SHORT))
