@@ -100,13 +100,7 @@ class DetectionConfig(StartConfig):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "DetectionConfig":
-        if self.data.channels != COLOURS:
-            raise ValueError(f"detection is for images of colours; data.channels is {self.data.channels}")
-        if self.preprocess.channels != COLOURS:
-            raise ValueError(
-                f"preprocess.mean and preprocess.std have {self.preprocess.channels} numbers each, for images of "
-                f"{COLOURS} colours"
-            )
+        self.check_colours()
         if self.data.kind != "auto" or isinstance(self.data.source, list):
             raise ValueError("data.source is one folder of annotated images; leave data.kind out")
         if self.compute.shard != "none":
