@@ -27,6 +27,7 @@ from mcbeit.initial_weights import (
     check_channels,
     difference,
     has_begun,
+    place_of_weights,
     preprocess_notes,
     segmenter_notes,
 )
@@ -225,7 +226,8 @@ def _initial_weights(config: DetectionConfig, model: MaskRCNN, outputs: Outputs)
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
             parameter.copy_(state[name])
-    return {"init": [f"starts from {weights.origin}: {account.summary()}", *segmenter_notes(weights)]}
+    told = [f"starts from {place_of_weights(weights)}: {account.summary()}", *segmenter_notes(weights)]
+    return {"init": [*told, *preprocess_notes(weights.preprocess, config.preprocess)]}
 
 
 def _take_detector(config: DetectionConfig, model: MaskRCNN, loaded: LoadedDetector, outputs: Outputs) -> Iterator[str]:
