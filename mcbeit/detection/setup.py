@@ -240,6 +240,8 @@ def _take_detector(config: DetectionConfig, model: MaskRCNN, loaded: LoadedDetec
     last = [name for name in loaded.keys if name.startswith(LAST)]
     called = "the scores, boxes and masks of the classes"
     yield take_over(model, state, account, loaded.keys, last=last, called=called, verdict=verdict)
+    if loaded.run is None:
+        yield f"no file tells the anchors of its detector: detector.anchor_scale is {config.detector.anchor_scale}"
     yield from preprocess_notes(loaded.preprocess, config.preprocess)
 
 

@@ -193,7 +193,8 @@ def _initial_weights(config: SegmentationConfig, model: Segmenter, outputs: Outp
         called="the scores of the classes",
         verdict=verdict,
     )
-    return {"init": [account, *preprocess_notes(loaded.preprocess, config.preprocess)]}
+    unknown = [] if loaded.run else [f"no file tells which blocks its segmenter uses: head.taps is {list(config.taps)}"]
+    return {"init": [account, *unknown, *preprocess_notes(loaded.preprocess, config.preprocess)]}
 
 
 def segmenter_flops(config: SegmentationConfig, num_classes: int) -> float:
