@@ -4,7 +4,9 @@ Every random choice is a function of (seed, epoch, image) alone, and the batches
 loader workers or training processes sees the same.
 """
 
+import atexit
 import math
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -275,6 +277,15 @@ def open_loader(dataset: Dataset[T], **options: Any) -> DataLoader[T]:
 def _outlive(worker: int) -> None:
     """Schedulers of clusters send SIGTERM to every process of a job."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_loaders() -> None:
+    """An error in a loader that nobody caught leaves its processes, for which multiprocessing would wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for each that is killed
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def make_share_loader(

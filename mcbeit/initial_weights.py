@@ -106,7 +106,7 @@ def start_from(init: str, model: HasBackbone, config: ModelConfig, preprocess: P
         for name, parameter in (*model.backbone.named_parameters(), *parameters.items()):
             parameter.copy_(state[name])
     return [
-        f"starts from {_place(weights)}: {account.summary()}",
+        f"starts from {place_of_weights(weights)}: {account.summary()}",
         *segmenter_notes(weights),
         *([] if head is None else [head.note(weights)]),
         *preprocess_notes(weights.preprocess, preprocess),
@@ -235,5 +235,6 @@ def place_with_hash(path: Path) -> str:
     return f"{path} (SHA-256 {file_hash(path)})"
 
 
-def _place(weights: Weights) -> str:
+def place_of_weights(weights: Weights) -> str:
+    """`place_with_hash`, where they are those of a file."""
     return weights.origin if weights.path is None else place_with_hash(weights.path)

@@ -18,7 +18,7 @@ from mcbeit.initial_weights import (
     has_begun,
     start_from,
 )
-from mcbeit.preprocess import Preprocess
+from mcbeit.preprocess import COLOURS, Preprocess
 from mcbeit.supervised import SupervisedConfig
 from mcbeit.vit import ModelConfig
 from mcbeit.weights import Weights, read_weights
@@ -40,10 +40,9 @@ class StartingPoint:
     keys: dict[str, Any] = field(default_factory=dict)  # of the config, beside `model`: of a model of the same job
 
     @classmethod
-    def of(cls, weights: Weights, keys: dict[str, Any] | None = None) -> "StartingPoint":
-        """Of a backbone; `keys` are of what is around it."""
-        found = (weights.origin, weights.model, weights.image_size, weights.channels, weights.preprocess)
-        return cls(*found, keys or {})
+    def of(cls, weights: Weights) -> "StartingPoint":
+        """Of a backbone."""
+        return cls(weights.origin, weights.model, weights.image_size, weights.channels, weights.preprocess)
 
 
 class StartConfig(SupervisedConfig):
@@ -80,6 +79,16 @@ class StartConfig(SupervisedConfig):
         if self.data.masks_per_image != 1:
             raise ValueError("data.masks_per_image is for pretraining, which masks; leave it out")
         return self
+
+    def check_colours(self) -> None:
+        """For jobs that take no other images. Raises ValueError, which validators do."""
+        if self.data.channels != COLOURS:
+            raise ValueError(f"{self.job} is for images of colours; data.channels is {self.data.channels}")
+        if self.preprocess.channels != COLOURS:
+            raise ValueError(
+                f"preprocess.mean and preprocess.std have {self.preprocess.channels} numbers each, for images of "
+                f"{COLOURS} colours"
+            )
 
     @property
     def weights(self) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mcbeit.atomic import write_json
+from mcbeit.errors import WeightsError
 from mcbeit.initial_weights import place_with_hash
 from mcbeit.runfolder import writing
 from mcbeit.weight_account import Account, some
@@ -40,10 +41,29 @@ def keep_classes(run: Path, names: Sequence[str]) -> None:
 
 
 def outputs_of(run: Path | None, number: int) -> Outputs:
-    """The classes of a trained model; their names are known of runs of ours, but not of old ones."""
+    """The classes of a trained model; their names are known of runs of ours, but not of old ones.
+
+    Raises WeightsError if the list of a run is not one of as many names.
+    """
     if run is None or not (run / CLASSES).is_file():
         return Outputs(number, None)
-    return Outputs(number, json.loads((run / CLASSES).read_text(encoding="utf-8"))["classes"])
+    names = _listed(run / CLASSES)
+    if names is None or len(names) != number:
+        found = "no such list" if names is None else f"{len(names)} of them"
+        raise WeightsError(
+            f"'{run / CLASSES}' should name the {_count(Outputs(number, names))} of the weights, a list under "
+            f"'classes'; it has {found}. Mend it, or remove it: their number alone decides then what starts anew"
+        )
+    return Outputs(number, names)
+
+
+def _listed(file: Path) -> list[str] | None:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # ValueError: no JSON, or no UTF-8
+        return None
+    names = found.get("classes") if isinstance(found, dict) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def compare(trained: Outputs, wanted: Outputs) -> Verdict:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -281,6 +283,22 @@ def test_corrupt_images__are_listed_where_nothing_can_be_read(num_workers: int, 
         with pytest.raises(DataError, match=message):
             listed.add(batch.corrupt) or check_readable(batch, data.source)
         assert (tmp_path / f"{max_fraction}.txt").read_text().count("\n") == len(listed) == len(data)
+
+
+def test_open_loader__an_error_that_nobody_expected_ends_the_process() -> None:
+    """Its loader processes do not hear SIGTERM, so waiting for them would take for ever."""
+    program = """
+from mcbeit.data import open_loader
+
+class Broken(list):
+    def __getitem__(self, index):
+        raise RuntimeError("no such pixel")
+
+list(open_loader(Broken([1, 2, 3]), num_workers=2))
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert found.stderr.rstrip().endswith("RuntimeError: no such pixel")
 
 
 def test_make_loader__reads_no_further_ahead_than_memory_allows(photos, monkeypatch) -> None:

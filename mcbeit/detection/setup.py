@@ -28,6 +28,7 @@ from mcbeit.initial_weights import (
     check_channels,
     difference,
     has_begun,
+    place_of_weights,
     preprocess_notes,
     segmenter_notes,
 )
@@ -100,13 +101,7 @@ class DetectionConfig(StartConfig):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "DetectionConfig":
-        if self.data.channels != COLOURS:
-            raise ValueError(f"detection is for images of colours; data.channels is {self.data.channels}")
-        if self.preprocess.channels != COLOURS:
-            raise ValueError(
-                f"preprocess.mean and preprocess.std have {self.preprocess.channels} numbers each, for images of "
-                f"{COLOURS} colours"
-            )
+        self.check_colours()
         if self.data.kind != "auto" or isinstance(self.data.source, list):
             raise ValueError("data.source is one folder of annotated images; leave data.kind out")
         if self.compute.shard != "none":
@@ -231,7 +226,8 @@ def _initial_weights(config: DetectionConfig, model: MaskRCNN, outputs: Outputs)
     with torch.no_grad():
         for name, parameter in model.backbone.named_parameters():
             parameter.copy_(state[name])
-    return {"init": [f"starts from {weights.origin}: {account.summary()}", *segmenter_notes(weights)]}
+    told = [f"starts from {place_of_weights(weights)}: {account.summary()}", *segmenter_notes(weights)]
+    return {"init": [*told, *preprocess_notes(weights.preprocess, config.preprocess)]}
 
 
 def _take_detector(config: DetectionConfig, model: MaskRCNN, loaded: LoadedDetector, outputs: Outputs) -> Iterator[str]:
@@ -244,6 +240,8 @@ def _take_detector(config: DetectionConfig, model: MaskRCNN, loaded: LoadedDetec
     last = [name for name in loaded.keys if name.startswith(LAST)]
     called = "the scores, boxes and masks of the classes"
     yield take_over(model, state, account, loaded.keys, last=last, called=called, verdict=verdict)
+    if loaded.run is None:
+        yield f"no file tells the anchors of its detector: detector.anchor_scale is {config.detector.anchor_scale}"
     yield from preprocess_notes(loaded.preprocess, config.preprocess)
 
 

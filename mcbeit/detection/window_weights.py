@@ -97,8 +97,10 @@ class Refitted(NamedTuple):
 
 
 def refit_windowed(trained: WindowedBackbone, model: WindowedBackbone) -> dict[str, Refitted]:
-    """What `model` does not take as a trained one of its shape has it: positions and tables of other sizes, or tables
-    of its blocks where the trained one has two for all of them. Tables are resized as those of pretrained weights.
+    """The tensors of `model`, by its names, that a trained backbone has in another form; others are taken as they are.
+
+    They are positions and tables of other sizes, and tables of blocks where the trained one has two for all of them.
+    Tables are resized as those of pretrained weights. Two tables for all blocks cannot be made of a table per block.
     """
     state, found = trained.state_dict(), dict[str, Refitted]()
     for name in (name for name in model.state_dict() if name.endswith(TABLE) or name == "pos_embed"):

@@ -92,7 +92,9 @@ def _hollow(stored: StoredWeights, run: Path | None, backbone: VisionTransformer
     """A segmenter of the shape of the tensors, without numbers; only a run of ours tells its taps."""
     scores, names = stored.tensors[stored.names()[SCORES]], stored.names()
     if AUXILIARY_SCORES not in names:
-        raise WeightsError(f"'{stored.origin}' lacks the auxiliary head: '{AUXILIARY_SCORES}'")
+        raise WeightsError(
+            f"'{stored.origin}' lacks the auxiliary head: '{AUXILIARY_SCORES}'; {_backbone_alone(stored.origin)}"
+        )
     values = {} if run is None else read_values(run / "config.yaml").get("head", {})
     with torch.device("meta"):
         return Segmenter(
@@ -105,6 +107,10 @@ def _hollow(stored: StoredWeights, run: Path | None, backbone: VisionTransformer
         )
 
 
+def _backbone_alone(source: str) -> str:
+    return f"its backbone alone is what `mcbeit weights convert '{source}' backbone.safetensors --to mcbeit` writes"
+
+
 def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], account: Account, source: str) -> None:
     missing = [name for name in wanted if name not in found and not name.endswith(BATCHES)]
     wrong = [
@@ -115,7 +121,7 @@ def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], account: Account
     surplus = [key for key, entry in account.entries.items() if entry.rule == SEGMENTER_PART]
     told = (("lacks", missing), ("has too much:", surplus), ("has other sizes:", wrong))
     if complaints := [f"it {verb} {some(names)}" for verb, names in told if names]:
-        raise WeightsError(f"'{source}' does not fit the segmenter: {'; '.join(complaints)}")
+        raise WeightsError(f"'{source}' does not fit the segmenter: {'; '.join(complaints)}; {_backbone_alone(source)}")
     if broken := [name for name, value in found.items() if not bool(torch.isfinite(value).all())]:
         raise WeightsError(f"'{source}' holds numbers that are not finite (NaN or infinite): {some(broken)}")
     account.check_complete()

@@ -74,8 +74,7 @@ class SegmentationConfig(StartConfig):
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "SegmentationConfig":
-        if self.data.channels != COLOURS:
-            raise ValueError(f"segmentation is for images of colours; data.channels is {self.data.channels}")
+        self.check_colours()
         if self.data.kind != "auto" or isinstance(self.data.source, list):
             raise ValueError("data.source is one folder of images with label maps; leave data.kind out")
         if self.compute.shard != "none":
@@ -194,7 +193,8 @@ def _initial_weights(config: SegmentationConfig, model: Segmenter, outputs: Outp
         called="the scores of the classes",
         verdict=verdict,
     )
-    return {"init": [account, *preprocess_notes(loaded.preprocess, config.preprocess)]}
+    unknown = [] if loaded.run else [f"no file tells which blocks its segmenter uses: head.taps is {list(config.taps)}"]
+    return {"init": [account, *unknown, *preprocess_notes(loaded.preprocess, config.preprocess)]}
 
 
 def segmenter_flops(config: SegmentationConfig, num_classes: int) -> float:

@@ -110,14 +110,17 @@ def test_detect__starts_from_pretrained_weights(coco: Path, tmp_path: Path, tabl
     state = official_state("pretrain", Shape(depth=8, patch=8))
     file = save(pretrain_checkpoint(state), tmp_path / "pt.pth")
     model = {} if tables is None else {"bias_tables": tables}
-    config = with_weights(detection_config(coco, tmp_path / "run", init=str(file), model=model))
+    colours = {"image_size": 64, "mean": [0.4, 0.5, 0.6]}
+    config = with_weights(detection_config(coco, tmp_path / "run", init=str(file), model=model, preprocess=colours))
     assert config.model.bias_tables == (tables or "shared")
     built = build(config, 2).model.backbone
     assert (built.windowed_rel_pos_bias is None) == (tables == "per-block")
     assert torch.equal(built.blocks[2].mlp.fc1.weight.detach(), state["blocks.2.mlp.fc1.weight"])
     summary = detect(config)
+    assert summary["init"][0].startswith(f"starts from {file} (SHA-256 ")
     assert "resized" in summary["init"][0]
     assert "ignored" in summary["init"][0]
+    assert summary["init"][1:] == ["preprocess.mean is [0.4, 0.5, 0.6], the weights come from [0.485, 0.456, 0.406]"]
 
 
 def test_detect__unreadable_test_images_are_told_and_count_as_empty(tmp_path: Path) -> None:

@@ -131,6 +131,9 @@ def test_build__of_a_file_goes_on_with_as_many_classes_and_says_so(coco: Path, t
     parts = build(config, 2, classes=("cat", "dog"))
     assert other(parts.model.state_dict(), tensors_of(trained)) == []
     assert line_of(parts).endswith("both have 2 classes, of names that are not known: right for the same ones only")
+    assert parts.state.numbers["init"][1:] == [
+        "no file tells the anchors of its detector: detector.anchor_scale is 8.0"
+    ]
 
 
 @pytest.mark.parametrize("pixels", [True, False])

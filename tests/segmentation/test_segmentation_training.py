@@ -222,6 +222,10 @@ def test_groups__of_the_official_rule_decay_the_cls_token_and_leave_heads_at_ful
         ({"compute": {"shard": "fsdp"}}, "compute.shard=fsdp is for pretraining and finetuning"),
         ({"scenes": {"scale": [2.0, 1.0]}}, "scenes.scale must be ordered"),
         ({"preprocess": 32}, "preprocess: input should be a valid dictionary"),
+        (
+            {"preprocess": {"mean": [0.5] * 2, "std": [0.5] * 2}},
+            "preprocess.mean and preprocess.std have 2 numbers each",
+        ),
         ({"scenes": {"long_side": 10, "short_side": 20}}, "scenes.short_side=20 is more than scenes.long_side=10"),
         *(
             (

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 from typing import Any
 
 import pytest
@@ -129,6 +129,8 @@ def test_build__of_as_many_classes_without_names_goes_on_and_says_so(
     assert line_of(parts).endswith(
         "go on: both have 3 classes, of names that are not known: right for the same ones only"
     )
+    told = ["no file tells which blocks its segmenter uses: head.taps is [0, 1, 2, 3]"]
+    assert parts.state.numbers["init"][1:2] == (told if init != trained else [])
 
 
 def test_build__at_another_size_resizes_tables(ade: Path, trained: Path, tmp_path: Path) -> None:
@@ -191,8 +193,14 @@ def test_segment__refuses_other_blocks_than_the_segmenter_uses(ade: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("decode_head.bottleneck.conv.weight"), "lacks decode_head.bottleneck.conv.weight"),
-        (lambda state: state.pop("auxiliary_head.conv_seg.weight"), "lacks the auxiliary head"),
+        (
+            lambda state: state.pop("decode_head.bottleneck.conv.weight"),
+            "lacks decode_head.bottleneck.conv.weight; its backbone alone is what .* convert '.*upernet.pth'",
+        ),
+        (
+            lambda state: state.pop("auxiliary_head.conv_seg.weight"),
+            "lacks the auxiliary head.*alone is what `mcbeit weights",
+        ),
         (lambda state: state["backbone.fpn2.0.bias"].fill_(torch.nan), "not finite .* pyramid.fpn2.0.bias"),
     ],
     ids=["missing", "no auxiliary head", "nan"],
@@ -226,7 +234,24 @@ def test_segment__on_other_classes_resumes_as_if_never_stopped(trained: Path, tm
     assert '"shape"' in (tmp_path / "whole" / CLASSES_FILE).read_text()
 
 
-def test_segment__goes_on_from_one_whose_names_are_not_kept(ade: Path, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [('{"classes": ["ground",', "no such list"), ("[1, 2, 3]", "no such list"), ('{"classes": ["a"]}', "1 of them")],
+    ids=["cut off", "no mapping", "fewer"],
+)
+def test_build__refuses_names_that_are_not_those_of_the_outputs(
+    ade: Path, trained: Path, tmp_path: Path, text: str, found: str
+) -> None:
+    run = copytree(trained, tmp_path / "edited")
+    (run / CLASSES_FILE).write_text(text)
+    config = with_weights(segmentation_config(ade, tmp_path / "run", init=str(run), **OPEN))
+    with pytest.raises(
+        WeightsError, match=rf"classes\.json' should name the 3 classes .* it has {found}\. Mend it, or"
+    ):
+        build(config, 3, classes=CLASSES)
+
+
+def test_segment__goes_on_from_one_whose_names_are_not_kept(ade: Path, tmp_path: Path) -> None:
     segment(segmentation_config(ade, tmp_path / "old", **SHORT))
     (tmp_path / "old" / CLASSES_FILE).unlink()  # as runs were before
     summary = segment(segmentation_config(ade, tmp_path / "run", init=str(tmp_path / "old"), **OPEN, **SHORT))
