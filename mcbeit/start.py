@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mcbeit.config import Config, UserPath, validate
 from mcbeit.errors import ConfigError
+from mcbeit.image_files import COLOURS
 from mcbeit.initial_weights import (
     HasBackbone,
     check_agrees,
@@ -18,7 +19,7 @@ from mcbeit.initial_weights import (
     has_begun,
     start_from,
 )
-from mcbeit.preprocess import COLOURS, Preprocess
+from mcbeit.preprocess import Preprocess
 from mcbeit.supervised import SupervisedConfig
 from mcbeit.vit import ModelConfig
 from mcbeit.weights import Weights, read_weights
