@@ -58,9 +58,7 @@ def metric_chart(curve: Curve) -> Markup:
         figure, axes = chart_axes(width=3.4, height=2.2 + 0.16 * (len(curve.lines) - 1))
         for (name, values), style in zip(curve.lines.items(), cycle(LINE_STYLES), strict=False):
             y = [100 * value for value in values]
-            is_point = len(y) == 1
-            x = [curve.x[0] * 0.9, curve.x[0] * 1.1] if is_point else curve.x
-            axes.plot(x, y * (1 + is_point), label=name, linewidth=1.3, **style)
+            axes.plot(curve.x, y, label=name, linewidth=1.3, **style)
         if min(curve.x) > 0 and max(curve.x) / min(curve.x) > 100:
             axes.set_xscale("log")
         best, (place, name) = max(

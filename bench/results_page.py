@@ -116,7 +116,7 @@ def _details(folder: Path, result: Result) -> dict[str, Any]:
         "grids": [(grid.title, grid_cells(grid, result)) for grid in result.grids],
         "conditions": conditions(result),
         "remarks": result.remarks,
-        "curves": [metric_chart(curve) for curve in result.curves],
+        "curves": [metric_chart(one) for one in result.curves if len(one.x) > 1],  # one point is in the table
         "confusion": confusion_uri(result.confusion) if result.confusion else None,
         "mistakes": _mistakes(result),
         "classes": _classes(result) if 1 < len(classes) <= MAX_CLASSES else [],

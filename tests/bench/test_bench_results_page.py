@@ -8,7 +8,7 @@ import pytest
 from measured import made_up, write_colours
 
 from mcbeit.bench.harness import make_plan, run
-from mcbeit.bench.result import write_result
+from mcbeit.bench.result import Curve, write_result
 from mcbeit.bench.results_page import Written, write_report
 from mcbeit.bench.summary import headline
 from mcbeit.errors import BenchError
@@ -61,6 +61,17 @@ def test_the_same_task_by_other_settings_is_another_column(tmp_path: Path) -> No
     for preset in ("paper", "short"):
         write_result(tmp_path / "results", made_up(np.arange(10) < 8, preset=preset))
     assert write_report(tmp_path).tables[0].cells[0] == ["model", "dim", "knn top1", "knn top1, short"]
+
+
+def test_a_curve_of_a_single_point_is_left_to_the_table(tmp_path: Path) -> None:
+    for count in (1, 2):
+        x = tuple(float(epoch) for epoch in range(count))
+        curve = Curve(title=f"top-1 at {count} epochs", x_label="epoch", x=x, lines={"": x})
+        result = made_up(np.arange(10) < 8, source=f"model {count}")
+        write_result(tmp_path / "results", result.model_copy(update={"curves": (curve,)}))
+    html = write_report(tmp_path).page.read_text()
+    assert "top-1 at 2 epochs" in html
+    assert "top-1 at 1 epochs" not in html
 
 
 def test_a_report_of_nothing_is_one_error(tmp_path: Path) -> None:
