@@ -3,7 +3,7 @@
     mcbeit data prepare emoji-ade-agnostic data/emoji-ade-agnostic
     mcbeit data prepare emoji-coco-agnostic data/emoji-coco-agnostic
     mcbeit train emoji
-    python benchmarks/dense.py -o runs/dense          # about two hours on 2 cores
+    python benchmarks/dense.py -o runs/dense          # 25 minutes per seed and model on one quiet core
 
 The backbone of runs/emoji and the same one before training, each under the small recipes of the presets
 segmentation-demo and detection-demo, whose seeds differ in heads, crops and order. Frozen features are measured too, by
