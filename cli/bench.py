@@ -20,8 +20,8 @@ def command() -> None:
     """Measure models downstream: runs, weights, exported graphs, and services that are running.
 
     \b
-    mcbeit bench run -t knn,logreg -m runs/demo --data fashion-mnist=data/fashion-mnist -o bench/demo
-    mcbeit bench report bench/demo
+    mcbeit bench run -t knn,logreg -m runs/demo --data fashion-mnist=data/fashion-mnist -o runs/bench/demo
+    mcbeit bench report runs/bench/demo
     """
 
 
@@ -57,8 +57,8 @@ def run(
 
     \b
     mcbeit bench run -t knn,logreg -m runs/demo -m runs/demo/fp32 -m http://127.0.0.1:8000 \\
-        --data fashion-mnist=data/fashion-mnist -o bench/demo
-    mcbeit bench run -t knn -m timm:vit_small_patch16_224 --data imagenet=/data/imagenet -o bench/s knn.k=20
+        --data fashion-mnist=data/fashion-mnist -o runs/bench/demo
+    mcbeit bench run -t knn -m timm:vit_small_patch16_224 --data imagenet=/data/imagenet -o runs/bench/s knn.k=20
     """
     from mcbeit.bench.harness import make_plan
     from mcbeit.bench.harness import run as measure
