@@ -271,6 +271,9 @@ def open_loader(dataset: Dataset[T], **options: Any) -> DataLoader[T]:
 
     Their seeds come from a generator of their own, as the global one belongs to the training.
     """
+    if options.get("num_workers"):
+        atexit.unregister(_end_loaders)  # once is enough
+        atexit.register(_end_loaders)
     return DataLoader(dataset, generator=torch.Generator(), worker_init_fn=_outlive, **options)
 
 
@@ -279,7 +282,6 @@ def _outlive(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@atexit.register
 def _end_loaders() -> None:
     """An error in a loader that nobody caught leaves its processes, for which multiprocessing would wait for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for each that is killed

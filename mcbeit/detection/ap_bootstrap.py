@@ -1,7 +1,8 @@
 """How much an average precision depends on which test images were drawn.
 
 Detections are matched with what is marked once; a draw then counts each image as often as it was drawn. The number is
-the one that COCO's tools give for a set with those images in it, as copies of a detection have the same score.
+the one that COCO's tools give for a set with those images in it, as copies of a detection have the same score; where
+detections of several images share one, they stay in the order of the images.
 """
 
 from collections.abc import Sequence

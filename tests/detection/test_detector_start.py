@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from going_on import line_of, other, tensors_of
 from official import save
 from official_detectors import checkpoint_of, official_state_of, small_detector
 from scenes import segmentation_config, write_ade20k
 from shape_scenes import SINGLE, detection_config, write_shapes_coco
 from tiny import stopped_after
-from torch import Tensor
 
-from mcbeit.checkpoint import load_checkpoint
 from mcbeit.config import validate
 from mcbeit.detection.setup import DetectionConfig, build
 from mcbeit.detection.training import detect
@@ -52,22 +51,6 @@ def trained(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = {"image_size": 64, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.2]}
     detect(detection_config(coco, run, detector=detector, preprocess=colours, **SHORT))
     return run
-
-
-def tensors_of(run: Path) -> dict[str, Tensor]:
-    return load_checkpoint(sorted((run / "checkpoints").glob("step-*"))[-1]).tensors["model"]
-
-
-def other(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
-    """The names of what differs."""
-    assert one.keys() == two.keys()
-    return sorted(name for name in one if not torch.equal(one[name], two[name]))
-
-
-def line_of(parts: Any) -> str:
-    """The account of a model that has been built."""
-    line: str = parts.state.numbers["init"][0]
-    return line
 
 
 def test_with_weights__takes_windows_heads_and_colours_from_a_detector(

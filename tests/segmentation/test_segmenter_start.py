@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from going_on import line_of, other, tensors_of
 from official import save
 from official_segmenters import checkpoint, official_segmenter
 from scenes import CLASSES, segmentation_config, write_ade20k
@@ -14,7 +15,6 @@ from shape_scenes import detection_config, write_shapes_coco
 from tiny import finetune_config, stopped_after
 from torch import Tensor
 
-from mcbeit.checkpoint import load_checkpoint
 from mcbeit.detection.training import detect
 from mcbeit.errors import ConfigError, Interrupted, WeightsError
 from mcbeit.finetune import finetune
@@ -44,22 +44,6 @@ def trained(ade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = {"image_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.2]}
     segment(segmentation_config(ade, run, head=head, preprocess=colours, **SHORT))
     return run
-
-
-def tensors_of(run: Path) -> dict[str, Tensor]:
-    return load_checkpoint(sorted((run / "checkpoints").glob("step-*"))[-1]).tensors["model"]
-
-
-def other(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
-    """The names of what differs."""
-    assert one.keys() == two.keys()
-    return sorted(name for name in one if not torch.equal(one[name], two[name]))
-
-
-def line_of(parts: Any) -> str:
-    """The account of a model that has been built."""
-    line: str = parts.state.numbers["init"][0]
-    return line
 
 
 def test_with_weights__takes_heads_and_colours_from_a_segmenter(ade: Path, trained: Path, tmp_path: Path) -> None:
