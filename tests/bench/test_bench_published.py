@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mcbeit.bench.manifest import Manifest, Used
 from mcbeit.bench.published import (
+    FILE,
     PROTOCOL,
     PublishedComparison,
     PublishedFile,
@@ -104,6 +106,53 @@ def test_read_published__questions_that_get_a_verdict_differ_in_their_conditions
         if row.verified and is_set(row):
             by_question[row.model, row.task, row.data, row.metric].append(row.conditions)
     assert all(found.count(one) == 1 for found in by_question.values() for one in found)
+
+
+def test_read_published__no_merged_key_is_given_twice() -> None:
+    """Which of two values counts is another thing in another version of PyYAML."""
+
+    def look(node: yaml.Node) -> list[str]:
+        if isinstance(node, yaml.SequenceNode):
+            return [key for one in node.value for key in look(one)]
+        if not isinstance(node, yaml.MappingNode):
+            return []
+        keys: list[str] = []
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                keys += [name for part in parts for name in look(part)]
+            else:
+                look(value)
+                keys.append(key.value)
+        assert len(keys) == len(set(keys)), (sorted(keys), str(node.start_mark))
+        return keys
+
+    assert look(yaml.compose(FILE.read_text(encoding="utf-8"))) == ["data", "parts", "models"]
+
+
+def test_read_published__numbers_of_the_best_epoch_are_held_against_the_best_epoch() -> None:
+    found = {(row.metric, row.selection) for row in ROWS.values() if row.task == "finetune"}
+    assert found == {("top1", None), ("top1, best epoch", "best on the test images")}
+
+
+def test_read_published__finetuning_gets_a_verdict_only_by_the_recipe_of_the_source() -> None:
+    assert {row.key for row in ROWS.values() if row.task == "finetune" and is_set(row)} == {
+        "mc-beit-vit-b.finetune", "beit-vit-b.finetune", "beit-vit-b-22k.finetune", "beit-vit-l-22k.finetune"
+    }  # fmt: skip
+
+
+def test_compare_published__finetuning_by_another_preprocessing_gets_no_verdict() -> None:
+    row = ROWS["mc-beit-vit-b.finetune"]
+    found = compared(measured(row, model__spec__preprocess__mean=[0.5, 0.5, 0.5]), row)
+    assert found.mismatches == ("model.spec.preprocess.mean is [0.5, 0.5, 0.5], not [0.485, 0.456, 0.406]",)
+
+
+def test_compare_published__linear_by_the_recipe_of_mae() -> None:
+    row = ROWS["mae-vit-b.linear"]
+    assert compared(measured(row, task__overrides=["linear.recipe=mae"]), row).verdict == "within noise"
+    assert compared(measured(row, task__protocol__recipe="beit"), row).mismatches == (
+        "task.protocol.recipe is beit, not mae",
+    )
 
 
 def test_read_published__conditions_name_places_of_results() -> None:
@@ -324,7 +373,7 @@ def test_cells() -> None:
 def test_published_table() -> None:
     header, *rows = published_table()
     assert header == ["number", "images", "metric", "published, %", "verified", "source"]
-    assert ["mc-beit-vit-b.finetune", "imagenet", "top1", "84.1", "yes", "mc-BEiT, README, model zoo"] in rows
+    assert ["mc-beit-vit-b.finetune", "imagenet", "top1, best epoch", "84.1", "yes", "mc-BEiT, README, model zoo"] in rows
     assert Counter(row[4] for row in rows) == Counter("yes" if row.verified else "no" for row in ROWS.values())
 
 
