@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from mcbeit.bench.manifest import Used
 from mcbeit.bench.result import SUFFIX, Result, Z, read_result, read_results
-from mcbeit.bench.summary import label
+from mcbeit.bench.summary import row_names
 from mcbeit.errors import BenchError
 
 HEADER = ["task, images: model", "first", "second", "difference", "± 95 %", "images that differ", "verdict"]
@@ -39,7 +40,7 @@ def difference(first: Result, second: Result) -> Difference:
     _check_same(first, second)
     one, other = (result.metrics[result.primary] for result in (first, second))
     value = other.value - one.value
-    if first.answers is not None and second.answers is not None and first.answers.count == second.answers.count:
+    if first.answers is not None and second.answers is not None and _used(first) == _used(second):
         right, also = first.answers.unpack(), second.answers.unpack()
         lost, won, count = int((right & ~also).sum()), int((also & ~right).sum()), len(right)
         variance = (lost + won - (won - lost) ** 2 / count) / count**2
@@ -62,15 +63,17 @@ def compare_results(one: Path, other: Path) -> list[list[str]]:
             f"'{one}' and '{other}' have no result of the same task, settings and images (they have {asked}); measure "
             "both by the same command"
         )
-    return [HEADER, *(_row(a, b) for a, b in pairs)]
+    names = row_names([result for pair in pairs for result in pair])
+    rows = zip(pairs, names[::2], names[1::2], strict=True)
+    return [HEADER, *(_row(*pair, name, other) for pair, name, other in rows)]
 
 
-def _row(first: Result, second: Result) -> list[str]:
+def _row(first: Result, second: Result, name: str, other: str) -> list[str]:
     found = difference(first, second)
     a, b = (result.metrics[result.primary].value for result in (first, second))
     counts = found.num_only_first, found.num_only_second
     differ = "" if counts[0] is None or counts[1] is None else f"{counts[0]:,} lost, {counts[1]:,} won"
-    names = label(first) if label(first) == label(second) else f"{label(first)} → {label(second)}"
+    names = name if name == other else f"{name} → {other}"
     return [
         f"{first.task.name}, {first.data.name}: {names}",
         f"{100 * a:.2f}",
@@ -94,6 +97,11 @@ def _question(result: Result) -> str:
     """What must be the same."""
     images = {name: split.manifest for name, split in sorted(result.data.splits.items())}
     return f"{result.task.version} {result.task.preset} {result.task.protocol} {result.task.limit} {images}"
+
+
+def _used(result: Result) -> dict[str, Used]:
+    """Answers to other images, even if as many, are no pairs."""
+    return {name: split.used for name, split in result.data.splits.items()}
 
 
 def _check_same(first: Result, second: Result) -> None:

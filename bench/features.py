@@ -26,6 +26,7 @@ from mcbeit.embed import PROMISE, Crew, Output, make
 from mcbeit.embed_task import Task
 from mcbeit.embeddings import load_embeddings
 from mcbeit.encoder import PixelEncoder
+from mcbeit.errors import BenchError
 from mcbeit.ray_cluster import Scale
 from mcbeit.served_encoder import ServedEncoder
 from mcbeit.sources import ImageSource
@@ -92,13 +93,19 @@ class FeatureCache:
     def get(self, task: SplitTask, encoder: PixelEncoder) -> Features:
         """The vectors of a task by its encoder, made now if they are not there.
 
-        Raises Interrupted if `stop` was asked for, DataError if too many images cannot be read.
+        Raises Interrupted if `stop` was asked for, DataError if too many images cannot be read, BenchError if the
+        folder cannot be made.
         """
         source = task.open_source()
         manifest = self.manifest(task.data, task.split)
         folder = self.folder / _key(task, encoder, manifest)
         output, seconds = Output(folder / FILE, task), 0.0
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BenchError(
+                f"vectors cannot be kept in '{self.folder}': {error.strerror or error}; choose another -o or cache"
+            ) from error
         if not output.check(resume=True):
             before = time.monotonic()
             with self._crew(task, source, encoder) as crew:

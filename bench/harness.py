@@ -79,6 +79,8 @@ def make_plan(
 ) -> Plan:
     """Check a command. Raises ConfigError or BenchError with what is wrong with it."""
     names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"-t names no task; tasks: {', '.join(TASKS)}")
     if unknown := [name for name in names if name not in TASKS]:
         raise ConfigError(f"there is no task '{unknown[0]}'; tasks: {', '.join(TASKS)}")
     sections = {name: [one for one in assignments if one.startswith(f"{name}.")] for name in TASKS}
@@ -165,20 +167,27 @@ class Measurement:
             version=asked.task.version,
             preset=plan.preset,
             overrides=asked.overrides,
-            protocol=asked.config.model_dump(mode="json"),
+            protocol=asked.config.described(),
             limit=data.limit,
         )
         self.model_facts = model.facts()
         self.name = run_id(self.task_facts, self.model_facts, data.name, self.manifests)
 
     def stored(self, *, resume: bool) -> Result | None:
-        """The result, if it is there. Raises BenchError if it should not be."""
+        """The result, if it is there; what its model reproduces is as it is said now.
+
+        Raises BenchError if it should not be there.
+        """
         path = self.folder / f"{self.name}{SUFFIX}"
         if not path.exists():
             return None
         if not resume:
             raise BenchError(f"'{path}' is there already: go on with --resume, or choose another -o")
-        return read_result(path)
+        found, said = read_result(path), self.model_facts.reproduces
+        if said not in (None, found.model.reproduces):
+            found = found.model_copy(update={"model": found.model.model_copy(update={"reproduces": said})})
+            write_result(self.folder, found)
+        return found
 
     def measure(self) -> Result:
         """Measure, and write the result."""

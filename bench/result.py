@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field, ValidationError
 
-from mcbeit.atomic import write_json
+from mcbeit.atomic import finite, write_json
 from mcbeit.bench.manifest import Manifest, Used
 from mcbeit.config import Config
 from mcbeit.encoder import EncoderSpec
@@ -26,6 +26,7 @@ from mcbeit.preprocess import Preprocess
 
 SCHEMA_VERSION: Literal[1] = 1
 SUFFIX = ".json"
+HASH = "sha256"  # key of a file: that of all the others
 Z = 1.959964  # standard errors to either side of a 95 % interval
 Selection = Literal["none", "last", "best on the test images", "held-out images"]
 ModelKind = Literal["torch", "onnx", "served", "fake", "pixels"]
@@ -175,9 +176,10 @@ def write_result(folder: Path, result: Result) -> Path:
     """Write a result under its name. Raises BenchError if the disk does not take it."""
     path = folder / f"{result.run_id}{SUFFIX}"
     checked = Result.model_validate(json.loads(result.model_dump_json()))
+    values = finite(checked.model_dump(mode="json"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, checked.model_dump(mode="json"))
+        write_json(path, {**values, HASH: _hash(values)})
     except OSError as error:
         raise BenchError(
             f"the result '{path}' cannot be written: {error.strerror or error}; make room, and go on with --resume"
@@ -187,16 +189,27 @@ def write_result(folder: Path, result: Result) -> Path:
 
 def read_result(path: Path) -> Result:
     """Read a result. Raises BenchError if it is none, or if it was changed."""
+    again = "remove it, and measure again"
     try:
-        return Result.model_validate_json(path.read_bytes())
+        values = json.loads(path.read_bytes())
+        told = values.pop(HASH, None) if isinstance(values, dict) else None  # none in files of before there was one
+        result = Result.model_validate(values)
     except OSError as error:
         raise BenchError(f"there is no result at '{path}': {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        first, more = error.errors()[0], error.error_count() - 1
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise BenchError(
-            f"'{path}' is no result of mcbeit bench: {where}: {first['msg']} ({error.error_count()} mistakes)"
-        ) from error
+        mistakes = f"{first['msg']}{f', and {more} more' if more else ''}"
+        raise BenchError(f"'{path}' is no result of mcbeit bench: {where}: {mistakes}; {again}") from error
+    except ValueError as error:
+        raise BenchError(f"'{path}' is no result of mcbeit bench: it is no JSON: {error}; {again}") from error
+    if told not in (None, _hash(values)):
+        raise BenchError(f"the result '{path}' was changed after it was measured; {again}")
+    return result
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_results(folder: Path) -> list[Result]:

@@ -15,7 +15,17 @@ from mcbeit.bench.figures import page_style
 from mcbeit.bench.published import PublishedComparison, compare_published
 from mcbeit.bench.result import DetectorSpec, Result, read_results
 from mcbeit.bench.result_figures import Bar, bar_chart, confusion_uri, metric_chart
-from mcbeit.bench.summary import Table, conditions, grid_cells, label, markdown_table, percent, tables
+from mcbeit.bench.summary import (
+    Table,
+    column_names,
+    conditions,
+    grid_cells,
+    label,
+    markdown_table,
+    percent,
+    row_names,
+    tables,
+)
 from mcbeit.encoder import EncoderSpec
 from mcbeit.errors import BenchError
 
@@ -86,19 +96,18 @@ def page(
 
 def _charts(results: Sequence[Result]) -> list[Any]:
     """A chart of bars per task that several models have."""
-    questions = Counter((result.task.name, result.task.preset, result.primary) for result in results)
+    names, columns = row_names(results), column_names(results)
     return [
         bar_chart(
-            f"{task}: {metric}, % ({preset})",
+            f"{column}, %",
             [
-                Bar(label(one), one.metrics[metric])
-                for one in results
-                if (one.task.name, one.task.preset, one.primary) == key
+                Bar(name, one.metrics[one.primary])
+                for one, name, own in zip(results, names, columns, strict=True)
+                if own == column
             ],
         )
-        for key, count in questions.items()
+        for column, count in Counter(columns).items()
         if count > 1
-        for task, preset, metric in [key]
     ]
 
 

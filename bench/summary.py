@@ -1,7 +1,8 @@
 """Results as text: one line each, and tables of models against tasks."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from mcbeit.bench.model import KIND_NAMES
 from mcbeit.bench.result import Grid, Metric, Result
@@ -69,13 +70,67 @@ def grid_cells(grid: Grid, result: Result) -> list[list[str]]:
     return [["", *grid.columns], *rows]
 
 
+def row_names(results: Sequence[Result]) -> list[str]:
+    """What each is called where there are all of these: its model, and how that differs from others of its name."""
+    names = [label(result) + "".join(f", seed {seed}" for seed in result.seeds[:1] if seed) for result in results]
+    specs = [one.model.spec.model_dump(mode="json", exclude={"name"}) for one in results]
+    facts = [_flat({**spec, **one.model.computed}) for spec, one in zip(specs, results, strict=True)]
+    plain = [{key: value for key, value in one.items() if key != "fingerprint"} for one in facts]
+    return _told_apart(_told_apart(names, plain), [{"weights": one["fingerprint"][:8]} for one in facts])
+
+
+def column_names(results: Sequence[Result]) -> list[str]:
+    """What each has measured, and how that differs from others of the same task."""
+    names = [
+        f"{one.task.name} {one.primary}" + (f", {one.task.preset}" if one.task.preset != "paper" else "")
+        for one in results
+    ]
+    facts = [_flat({"limit": one.task.limit, "version": one.task.version, **one.task.protocol}) for one in results]
+    asked = [{key: value for key, value in one.items() if key.rpartition(".")[2] != "seed"} for one in facts]
+    return _told_apart(names, asked)
+
+
+def _told_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each name with those of its facts in which others of the same name differ."""
+    found = []
+    for name, own in zip(names, facts, strict=True):
+        others = [other for same, other in zip(names, facts, strict=True) if same == name]
+        keys = dict.fromkeys(key for other in others for key in other)
+        differing = [key for key in keys if any(other.get(key) != own.get(key) for other in others)]
+        told = [f"{key.rpartition('.')[2]} {_word(own.get(key))}" for key in differing]
+        found.append(", ".join([name, *dict.fromkeys(told)]))
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _table(name: str, results: Sequence[Result]) -> Table:
-    columns = dict.fromkeys(map(_column, results))
-    models = dict.fromkeys(map(_row, results))
-    found = {(_row(result), _column(result)): percent(result.metrics[result.primary]) for result in results}
+    rows_of, columns_of = row_names(results), column_names(results)
+    repeated = Counter(zip(rows_of, columns_of, strict=True))
+    rows_of = [  # of other images of the same name
+        f"{row}, {one.run_id.rpartition('-')[2]}" if repeated[row, column] > 1 else row
+        for one, row, column in zip(results, rows_of, columns_of, strict=True)
+    ]
+    columns, models = dict.fromkeys(columns_of), dict(zip(rows_of, results, strict=True))
+    found = {
+        (row, column): percent(one.metrics[one.primary])
+        for one, row, column in zip(results, rows_of, columns_of, strict=True)
+    }
     header = ["model", "dim", *columns]
-    dims = {_row(result): str(result.model.spec.dim) for result in results}
-    rows = [[model, dims[model], *(found.get((model, column), "") for column in columns)] for model in models]
+    rows = [
+        [model, str(one.model.spec.dim), *(found.get((model, column), "") for column in columns)]
+        for model, one in models.items()
+    ]
     images = "; ".join(dict.fromkeys(map(_images, results)))
     notes = [
         f"{name}: {images} images ({results[0].data.layout}) at {results[0].data.place}; percent, ± half of the 95 % "
@@ -94,16 +149,6 @@ def _notes(result: Result) -> list[str]:
     if metric.selection not in NOT_CHOSEN:
         notes.append(f"{result.task.name}: the best setting was chosen on the {metric.selection}")
     return notes
-
-
-def _column(result: Result) -> str:
-    short = "" if result.task.preset == "paper" else f", {result.task.preset}"
-    return f"{result.task.name} {result.primary}{short}"
-
-
-def _row(result: Result) -> str:
-    seeds = [seed for seed in result.seeds if seed]
-    return label(result) + (f", seed {seeds[0]}" if seeds else "")
 
 
 def markdown_table(cells: Sequence[Sequence[str]]) -> str:

@@ -84,7 +84,7 @@ def _places(result: Result) -> dict[str, BenchData]:
         result.data.name, result.data.place, result.task.limit, result.data.seed, channels, kind=task.images
     )
     found = dict.fromkeys(task.splits, own)
-    if task.version == result.task.version:
+    if task.version == result.task.version and result.data.splits.keys() - found.keys():
         found |= task.config.model_validate(result.task.protocol).other_images(own)
     return found
 

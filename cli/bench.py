@@ -52,13 +52,13 @@ def run(
 
     MODEL is a run folder, a folder that `mcbeit export` wrote, a .safetensors file, a checkpoint of the official code
     (.pth), timm:NAME, the http:// address of `mcbeit serve`, or `pixels`, a baseline. KEY=VALUE sets pooling, layer,
-    image_size, batch_size, threads, data.*, limit (images per split), seed, workers (of Ray), and TASK.* : see
-    docs/bench.md.
+    image_size, batch_size, threads, data.*, limit (images per split), seed, workers (of Ray), reproduces, and TASK.* :
+    see docs/bench.md.
 
     \b
     mcbeit bench run -t knn,logreg -m runs/demo -m runs/demo/fp32 -m http://127.0.0.1:8000 \\
         --data fashion-mnist=data/fashion-mnist -o runs/bench/demo
-    mcbeit bench run -t knn -m timm:vit_small_patch16_224 --data imagenet=/data/imagenet -o runs/bench/s knn.k=20
+    mcbeit bench run -t knn -m timm:vit_small_patch16_224 --data imagenet=/data/imagenet -o runs/bench/s 'knn.k=[20]'
     """
     from mcbeit.bench.harness import make_plan
     from mcbeit.bench.harness import run as measure

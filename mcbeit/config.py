@@ -137,6 +137,8 @@ def _explain(error: ValidationError, config_class: type[Config]) -> list[str]:
             complaints.setdefault(key, []).append((message.removeprefix("Value error, "), ""))
         else:
             found = f" (found {details['input']!r})"
+            if details["type"] == "tuple_type" and isinstance(details["input"], int | float | str):
+                message = f"input should be a list, such as [{details['input']}]"
             if details["type"] == "string_type" and isinstance(details["input"], int | float | datetime.date):
                 hints[key] = f"; text that looks like something else needs two kinds of quotes: {key}='\"TEXT\"'"
             complaints.setdefault(key, []).append((message[0].lower() + message[1:], found))

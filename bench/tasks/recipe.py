@@ -47,6 +47,11 @@ class RecipeConfig(TaskConfig):
         validate(self.JOB, self.values(self.BY_SIZE.base), origin=f"the recipe {self.recipe}")
         return self
 
+    def described(self) -> dict[str, Any]:
+        """See `TaskConfig`. A recipe that is named is told in full, as its file may change."""
+        plain = super().described()
+        return plain if self.recipe == AUTO else {**plain, "resolved": self.values(self.recipe)}
+
     def values(self, recipe: str) -> dict[str, Any]:
         """The keys of the job; the shape of the model is left to the weights."""
         found = read_values(recipe if self.recipe == AUTO else self.recipe)

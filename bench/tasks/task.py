@@ -25,6 +25,10 @@ class TaskConfig(Config):
         """Where these settings need weights and the task itself needs none: the setting that does without them."""
         return None
 
+    def described(self) -> dict[str, Any]:
+        """Every setting, as results keep them, with what lies in files that they name."""
+        return self.model_dump(mode="json")
+
     def other_images(self, data: BenchData) -> dict[str, BenchData]:
         """The sets of images that are measured beside `data`, by the names that results give them."""
         return {}

@@ -8,6 +8,7 @@ import pytest
 from measured import made_up
 
 from mcbeit.bench.comparison import compare_results, difference
+from mcbeit.bench.manifest import Used
 from mcbeit.bench.result import write_result
 from mcbeit.errors import BenchError
 
@@ -39,6 +40,14 @@ def test_without_answers_the_standard_errors_count() -> None:
     found = difference(first, second)
     assert found.half == pytest.approx(1.959964 * math.sqrt(0.8 * 0.2 / 100 + 0.9 * 0.1 / 100))
     assert found.num_only_first is None
+
+
+def test_answers_to_other_images_are_no_pairs() -> None:
+    other = made_up(BETTER)
+    used = Used(num_used=100, num_unreadable=1, unreadable=("red/3.png",))
+    split = other.data.splits["val"].model_copy(update={"used": used})
+    other = other.model_copy(update={"data": other.data.model_copy(update={"splits": {"val": split}})})
+    assert difference(made_up(RIGHT), other).num_only_second is None
 
 
 @pytest.mark.parametrize("other", [{"preset": "smoke"}, {"limit": 50}, {"protocol": {"k": [5]}}, {"name": "logreg"}])

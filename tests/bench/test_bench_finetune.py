@@ -14,7 +14,7 @@ from mcbeit.bench.features import FeatureCache
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.tasks.finetune import BEST, PRESETS, TASK, FinetuneTaskConfig, make_job, run
 from mcbeit.bench.tasks.task import Outcome
-from mcbeit.config import override, validate
+from mcbeit.config import override, read_values, validate
 from mcbeit.embed_task import StreamConfig
 from mcbeit.errors import ConfigError, WeightsError
 from mcbeit.finetune_setup import FinetuneConfig
@@ -109,6 +109,17 @@ def test_make_job__takes_recipe_weights_and_preprocessing(weights: Path, colours
     assert job.compute.threads == 2
     large = make_job(model_of(weights, tmp_path), data, FinetuneTaskConfig(recipe="finetune-large"))
     assert (large.optim.epochs, large.optim.layer_decay, large.model.drop_path) == (50, 0.75, 0.2)
+
+
+def test_config__a_recipe_that_is_named_is_told_in_full(tmp_path: Path) -> None:
+    """Or a result would stand for that of a file that has changed since."""
+    told = []
+    for lr in (1e-3, 2e-3):
+        recipe = {**read_values("finetune-base"), "optim": {**read_values("finetune-base")["optim"], "lr": lr}}
+        (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+        told.append(FinetuneTaskConfig(recipe=str(tmp_path / "mine.yaml")).described())
+    assert [one["resolved"]["optim"]["lr"] for one in told] == [1e-3, 2e-3]
+    assert "resolved" not in FinetuneTaskConfig().described()
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))

@@ -78,6 +78,19 @@ def test_what_is_there_is_in_the_way_unless_it_is_resumed(
     assert measure(plan(colours, tmp_path), resume=True) == before
 
 
+def test_what_a_model_reproduces_may_be_said_later(colours: Path, tmp_path: Path) -> None:
+    measure(plan(colours, tmp_path))
+    found = measure(plan(colours, tmp_path, "reproduces=dino-vit-b"), resume=True)
+    assert {result.model.reproduces for result in [*found, *read_results(tmp_path)]} == {"dino-vit-b"}
+    assert measure(plan(colours, tmp_path), resume=True) == found
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BenchError, match=r"vectors cannot be kept in '.*file/out/features': Not a directory; choose"):
+        measure(plan(colours, tmp_path / "file" / "out"))
+
+
 def test_a_stop_keeps_what_is_measured(colours: Path, tmp_path: Path) -> None:
     stop = StopRequest()
     results = run(plan(colours, tmp_path, models=["pixels", "fake"]), resume=False, stop=stop)
@@ -138,6 +151,8 @@ def test_more_neighbours_than_images_are_left_out_and_told(colours: Path, tmp_pa
     ("changes", "assignments", "error", "told"),
     [
         ({"tasks": ["knm"]}, (), ConfigError, "there is no task 'knm'; tasks: knn"),
+        ({"tasks": [""]}, (), ConfigError, "-t names no task; tasks: knn"),
+        ({}, ("knn.k=3",), ConfigError, r"k: input should be a list, such as \[3\]"),
         ({"tasks": ["logreg"]}, ("knn.k=[3]",), ConfigError, "sets the task knn, which is not asked for"),
         ({}, ("knn.q=3",), ConfigError, "the task knn: .*unknown key 'q'"),
         ({}, ("poolin=cls",), ConfigError, "unknown key 'poolin'; did you mean 'pooling'"),

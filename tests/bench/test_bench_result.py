@@ -86,6 +86,13 @@ def test_a_file_that_is_no_result_is_refused(tmp_path: Path, change: dict[str, o
         read_result(path)
 
 
+def test_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "results", made_up(HALF))
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(BenchError, match=r"is no result of .*: it is no JSON: .*; remove it, and measure again"):
+        read_result(path)
+
+
 def test_a_folder_without_results_says_how_to_make_some(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="holds no results; make some: mcbeit bench run"):
         read_results(tmp_path)

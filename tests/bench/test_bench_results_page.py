@@ -63,6 +63,44 @@ def test_the_same_task_by_other_settings_is_another_column(tmp_path: Path) -> No
     assert write_report(tmp_path).tables[0].cells[0] == ["model", "dim", "knn top1", "knn top1, short"]
 
 
+def test_settings_and_limits_that_differ_are_columns_of_their_own(tmp_path: Path) -> None:
+    for count, task in ((8, {"limit": 10}), (6, {"limit": 20}), (4, {"limit": 10, "protocol": {"k": [5]}})):
+        write_result(tmp_path / "results", made_up(np.arange(10) < count, **task))
+    header, row = write_report(tmp_path).tables[0].cells
+    found = {name: cell.split()[0] for name, cell in zip(header[2:], row[2:], strict=True)}
+    assert found == {
+        "knn top1, limit 10, k [20]": "80.00",
+        "knn top1, limit 20, k [20]": "60.00",
+        "knn top1, limit 10, k [5]": "40.00",
+    }
+
+
+def test_the_same_model_by_other_vectors_is_another_row(tmp_path: Path) -> None:
+    for count, pooling in ((8, "cls"), (6, "mean")):
+        result = made_up(np.arange(10) < count)
+        spec = result.model.spec.model_copy(update={"pooling": pooling, "fingerprint": pooling * 12})
+        changed = result.model_copy(update={"model": result.model.model_copy(update={"spec": spec})})
+        write_result(tmp_path / "results", changed)
+    written = write_report(tmp_path)
+    rows = {row[0]: row[2].split()[0] for row in written.tables[0].cells[1:]}
+    assert rows == {"a [the fake encoder], pooling cls": "80.00", "a [the fake encoder], pooling mean": "60.00"}
+    assert "a [the fake encoder], pooling mean</text>" in written.page.read_text()  # at the bars
+
+
+def test_other_weights_and_other_images_of_one_name_are_other_rows(tmp_path: Path) -> None:
+    first = made_up(np.arange(10) < 8)
+    spec = first.model.spec.model_copy(update={"fingerprint": "ab" * 32})
+    second = first.model_copy(update={"model": first.model.model_copy(update={"spec": spec})})
+    third = made_up(np.arange(10) < 6, names="2" * 64)
+    for result in (first, second, third):
+        write_result(tmp_path / "results", result)
+    names = [row[0] for row in write_report(tmp_path).tables[0].cells[1:]]
+    known = f"a [the fake encoder], weights {first.model.spec.fingerprint[:8]}"
+    assert sorted(names) == sorted(
+        ["a [the fake encoder], weights abababab", *(f"{known}, {one.run_id[-10:]}" for one in (first, third))]
+    )
+
+
 def test_a_curve_of_a_single_point_is_left_to_the_table(tmp_path: Path) -> None:
     for count in (1, 2):
         x = tuple(float(epoch) for epoch in range(count))

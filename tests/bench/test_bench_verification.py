@@ -7,6 +7,7 @@ import pytest
 from measured import write_colours
 
 from mcbeit.bench.harness import make_plan, run
+from mcbeit.bench.result import read_results
 from mcbeit.bench.verification import verify_folder
 from mcbeit.errors import BenchError
 from mcbeit.stop import StopRequest
@@ -34,10 +35,22 @@ def test_what_nobody_changed_is_fine(measured_folder: Path) -> None:
     assert not wrong(measured_folder)
 
 
-def test_a_changed_setting_is_found(measured_folder: Path) -> None:
+def test_a_changed_number_is_found(measured_folder: Path) -> None:
+    (path,) = (measured_folder / "results").glob("*.json")
+    values = json.loads(path.read_text())
+    values["metrics"][values["primary"]]["value"] = 0.99
+    path.write_text(json.dumps(values))
+    (text,) = wrong(measured_folder)
+    assert text == f"the result '{path}' was changed after it was measured; remove it, and measure again"
+    with pytest.raises(BenchError, match="was changed after it was measured"):
+        read_results(measured_folder)
+
+
+def test_a_setting_that_does_not_fit_the_name_is_found(measured_folder: Path) -> None:
     (path,) = (measured_folder / "results").glob("*.json")
     values = json.loads(path.read_text())
     values["task"]["preset"] = "paper"
+    del values["sha256"]
     path.write_text(json.dumps(values))
     assert wrong(measured_folder) == ["its task, model or images were changed after it was measured"]
 
