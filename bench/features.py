@@ -26,7 +26,7 @@ from mcbeit.embed import PROMISE, Crew, Output, make
 from mcbeit.embed_task import Task
 from mcbeit.embeddings import load_embeddings
 from mcbeit.encoder import PixelEncoder
-from mcbeit.errors import BenchError
+from mcbeit.errors import BenchError, EmbeddingError
 from mcbeit.ray_cluster import Scale
 from mcbeit.served_encoder import ServedEncoder
 from mcbeit.sources import ImageSource
@@ -94,7 +94,7 @@ class FeatureCache:
         """The vectors of a task by its encoder, made now if they are not there.
 
         Raises Interrupted if `stop` was asked for, DataError if too many images cannot be read, BenchError if the
-        folder cannot be made.
+        folder cannot be made, or if what is in it is damaged.
         """
         source = task.open_source()
         manifest = self.manifest(task.data, task.split)
@@ -111,7 +111,12 @@ class FeatureCache:
             with self._crew(task, source, encoder) as crew:
                 make(output, source, crew, self.stop)
             seconds = time.monotonic() - before
-        found = load_embeddings(folder / FILE)
+        try:
+            found = load_embeddings(folder / FILE)
+        except EmbeddingError as error:
+            raise BenchError(
+                f"the vectors that were kept cannot be used ({error}); remove '{folder}', and go on with --resume"
+            ) from error
         return Features(
             vectors=found.vectors,
             labels=found.labels,

@@ -91,6 +91,14 @@ def test_a_folder_that_cannot_be_made_is_one_error(colours: Path, tmp_path: Path
         measure(plan(colours, tmp_path / "file" / "out"))
 
 
+def test_damaged_vectors_are_one_error_that_says_what_to_do(colours: Path, tmp_path: Path) -> None:
+    measure(plan(colours, tmp_path, tasks=["knn"]))
+    (one, _) = (tmp_path / "features").glob("*/vectors.npy")
+    one.write_bytes(one.read_bytes()[:1000])
+    with pytest.raises(BenchError, match=rf"cannot be used \(.*\); remove '{one.parent}', and go on with --resume"):
+        measure(plan(colours, tmp_path, tasks=["logreg"]))
+
+
 def test_a_stop_keeps_what_is_measured(colours: Path, tmp_path: Path) -> None:
     stop = StopRequest()
     results = run(plan(colours, tmp_path, models=["pixels", "fake"]), resume=False, stop=stop)
