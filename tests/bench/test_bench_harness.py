@@ -10,7 +10,9 @@ from measured import write_colours
 from mcbeit.bench.harness import Plan, make_plan, run
 from mcbeit.bench.result import Result, read_result, read_results
 from mcbeit.bench.tasks import TASKS, knn
+from mcbeit.data import DataConfig
 from mcbeit.errors import BenchError, ConfigError, Interrupted
+from mcbeit.export import ExportConfig, export_model
 from mcbeit.stop import StopRequest
 
 
@@ -89,6 +91,21 @@ def test_a_folder_that_cannot_be_made_is_one_error(colours: Path, tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(BenchError, match=r"vectors cannot be kept in '.*file/out/features': Not a directory; choose"):
         measure(plan(colours, tmp_path / "file" / "out"))
+
+
+def test_graphs_that_were_rounded_by_other_images_share_nothing(tmp_path: Path) -> None:
+    """Their weights are the same, and so are their fingerprints."""
+    results, colours = [], write_colours(tmp_path / "colours")
+    for noise in (25.0, 120.0):
+        images = DataConfig(source=str(write_colours(tmp_path / f"noise {noise}", noise=noise)))
+        config = ExportConfig(
+            weights="random", image_size=(64,), precision="int8", images=images, num_images=8, measure_speed=False
+        )
+        folder = export_model("timm:test_efficientnet", tmp_path / "model", config, force=True).folder
+        results += measure(plan(colours, tmp_path / "out", models=[str(folder)], tasks=["knn"]))
+    assert results[0].model.spec == results[1].model.spec
+    assert results[0].run_id != results[1].run_id
+    assert len(list((tmp_path / "out" / "features").iterdir())) == 4  # train and val of each
 
 
 def test_damaged_vectors_are_one_error_that_says_what_to_do(colours: Path, tmp_path: Path) -> None:
