@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import cycle
+from textwrap import wrap
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -18,6 +19,7 @@ LINE_STYLES: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "linestyle": line} for line in ("-", "--", ":") for colour in (FIRST, SECOND)
 )
 MAX_NAME = 44  # characters of a model's name beside a bar
+TITLE_LENGTH = 44  # characters of a line above a chart
 
 
 class Bar(NamedTuple):
@@ -45,7 +47,7 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> Markup:
             )
         axes.set_yticks(places, [_short(bar.name) for bar in bars])
         axes.set_xlim(0, min(100, 1.12 * max(values) + 1))
-        axes.set_title(title)
+        axes.set_title("\n".join(wrap(title, TITLE_LENGTH)))
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
         best = max(bars, key=lambda bar: bar.metric.value)
