@@ -27,7 +27,6 @@ from mcbeit.embed_task import Task
 from mcbeit.embeddings import load_embeddings
 from mcbeit.encoder import PixelEncoder
 from mcbeit.errors import BenchError, EmbeddingError
-from mcbeit.onnx_encoder import OnnxEncoder
 from mcbeit.ray_cluster import Scale
 from mcbeit.served_encoder import ServedEncoder
 from mcbeit.sources import ImageSource
@@ -148,17 +147,9 @@ class FeatureCache:
         return ray_crew(task, source.summary(), self.scale)
 
 
-def graph_of(encoder: PixelEncoder) -> dict[str, str]:
-    """Which graph it is, if its numbers depend on the images that it was rounded by, of which no fingerprint tells."""
-    if not isinstance(encoder, OnnxEncoder) or encoder.spec.precision != "int8":
-        return {}
-    return {"graph": encoder.manifest.files[encoder.graph.file]}
-
-
 def _key(task: SplitTask, encoder: PixelEncoder, manifest: Manifest) -> str:
     """A name that changes with anything that may change the numbers."""
     computed = {name: getattr(task.config, name) for name in ("batch_size", "precision", "provider")}
-    computed |= graph_of(encoder)
     told = {
         "kind": type(encoder).__name__,
         "spec": encoder.spec.model_dump(mode="json"),

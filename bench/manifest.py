@@ -44,6 +44,11 @@ class Used(Config):
     num_unreadable: int = Field(ge=0)
     unreadable: tuple[str, ...] = ()  # the names of the first of them
 
+    @classmethod
+    def in_training(cls, count: int, num_unreadable: int) -> "Used":
+        """Of `count` images that a run drew from, of which it could not read some."""
+        return cls(num_used=count - num_unreadable, num_unreadable=num_unreadable)
+
 
 def make_manifest(source: ImageSource) -> Manifest:
     """Look at a source: its names and labels, and the content of some images."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcbeit.bench.data import NOTHING, BenchData
-from mcbeit.bench.features import FeatureCache, Features, SplitTask, graph_of
+from mcbeit.bench.features import FeatureCache, Features, SplitTask
 from mcbeit.bench.pixels import PIXELS
 from mcbeit.bench.result import DetectorSpec, ModelFacts, ModelKind
 from mcbeit.bench.sweep import Column, SweepEncoder
@@ -92,12 +92,11 @@ class BenchModel:
         """For results."""
         told = {name: getattr(self.config, name) for name in ("batch_size", "precision", "provider", "threads")}
         detector = self.detector
-        graph = {} if detector is not None else graph_of(self.encoder)
         return ModelFacts(
             source=self.source,
             kind=self.kind,
             spec=self.encoder.spec if detector is None else _detector_spec(self.source, detector),
-            computed={name: value for name, value in told.items() if value is not None} | graph,
+            computed={name: value for name, value in told.items() if value is not None},
             notes=self.encoder.notes if detector is None else (f"weights: {detector.account.summary()}",),
             reproduces=self.reproduces,
         )

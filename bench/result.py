@@ -90,7 +90,7 @@ class ModelFacts(Config):
     source: str  # as it was named
     kind: ModelKind
     spec: EncoderSpec | DetectorSpec  # name, fingerprint, preprocessing, pooling, layer, precision
-    computed: dict[str, Any] = Field({})  # batch size, precision of products, provider, threads; of int8 the graph
+    computed: dict[str, Any] = Field({})  # batch size, precision of products, provider, threads
     notes: tuple[str, ...] = ()
     reproduces: str | None = None  # the published model that it is said to be
 

@@ -107,7 +107,8 @@ def _open_query_gallery(folder: str, channels: int) -> RetrievalSet:
 def _open_labelled(place: str, channels: int) -> RetrievalSet:
     source = _labelled(place, channels)
     if SPLITS.issuperset(source.classes):
-        raise DataError(f"'{place}' holds the splits {', '.join(source.classes)}; name one of them")
+        split = location.join(place, source.classes[-1])
+        raise DataError(f"'{place}' holds the splits {', '.join(source.classes)}; name one of them, such as '{split}'")
     if len(source.classes) < 2:
         raise DataError(
             f"all images of '{place}' have one class, '{source.classes[0]}', so every answer would be right; "

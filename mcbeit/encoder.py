@@ -182,6 +182,8 @@ def load_encoder(source: str | Path, config: EncoderConfig | None = None, **runt
 
         _check_runtime("an exported model", runtime)
         return OnnxEncoder(path, config, **runtime)
+    if not str(source).startswith(TIMM) and not path.exists():
+        raise EncoderError(f"there is no model at '{source}'; name {KINDS}")
     from mcbeit.torch_encoder import TorchEncoder
 
     _check_runtime("a model in torch", runtime)

@@ -1,6 +1,7 @@
 """Exporting a model: graphs that give its numbers, with everything that others need to use them, or nothing at all."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterator
@@ -99,8 +100,10 @@ def export_model(source: str | Path, out: Path, config: ExportConfig | None = No
 def _write_one(encoder: TorchEncoder, path: Path, pixels: np.ndarray, config: ExportConfig, display: Display) -> Graph:
     """One graph, compared with the model and timed. Raises ParityError."""
     spec, precision = encoder.spec, config.precision
-    fingerprint = spec.fingerprint if precision == "fp32" else derived_fingerprint(spec.fingerprint, precision)
-    spec = spec.model_copy(update={"precision": precision, "fingerprint": fingerprint})
+    if precision != "fp32":
+        change = f"int8 by {hashlib.sha256(pixels.tobytes()).hexdigest()}" if precision == "int8" else precision
+        fingerprint = derived_fingerprint(spec.fingerprint, change)
+        spec = spec.model_copy(update={"precision": precision, "fingerprint": fingerprint})
     wanted = compute_all(_in_torch(encoder), pixels, TORCH_BATCH)
     plain = path if precision == "fp32" else path.with_suffix(".fp32.onnx")
     write_graph(encoder.model, spec, plain)

@@ -267,7 +267,7 @@ def test_random_weights__leave_the_global_generator_alone() -> None:
 @pytest.mark.parametrize(
     ("source", "options", "error", "message"),
     [
-        ("nowhere", {}, WeightsError, r"there are no weights at 'nowhere'; name a run folder"),
+        ("nowhere", {}, EncoderError, r"there is no model at 'nowhere'; name a folder that `mcbeit export` wrote"),
         ("timm:resnet19", {}, EncoderError, r"timm has no model 'resnet19'; did you mean timm:resnet1"),
         (
             "timm:test_resnet",

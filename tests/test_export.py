@@ -183,6 +183,16 @@ def test_export__in_fewer_bits(precision: str, share: float, tmp_path: Path) -> 
     assert encoder.embed(images).dtype == np.float32
 
 
+def test_int8__is_another_model_by_other_images(weights: Path, tmp_path: Path) -> None:
+    """They say which numbers keep their bits, and in convolutional networks the scales."""
+    found = [
+        load_encoder(export_model(weights, tmp_path / str(i), config(precision="int8", num_images=count)).folder)
+        for i, count in enumerate((8, 8, 9))
+    ]
+    first, same, other = (encoder.spec.fingerprint for encoder in found)
+    assert first == same != other
+
+
 def test_int8__keeps_bits_where_eight_measure_badly(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

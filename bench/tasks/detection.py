@@ -76,7 +76,7 @@ def run(model: BenchModel, data: BenchData, config: DetectionTaskConfig) -> Outc
     judged = summary["judged"]
     outcome = _outcome(splits.val, told["last"], folder / FILES["last"][0], selection=LAST, seed=config.seed)
     outcome.metrics[BEST] = _metrics(told["best"], len(splits.val), judged["best"]["selection"])[PRIMARY]
-    outcome.used["train"] = Used(num_used=len(splits.train), num_unreadable=summary["corrupt"])
+    outcome.used["train"] = Used.in_training(len(splits.train), summary["corrupt"])
     outcome.curves = (curve_of(folder, "AP on the test images by epoch", KINDS),)
     outcome.remarks = (
         _recipe(job),

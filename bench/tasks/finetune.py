@@ -65,7 +65,7 @@ def run(model: BenchModel, data: BenchData, config: FinetuneTaskConfig) -> Outco
         primary="top1",
         metrics=metrics,
         used={
-            "train": Used(num_used=len(images.train), num_unreadable=summary["corrupt"]),
+            "train": Used.in_training(len(images.train), summary["corrupt"]),
             "val": last.used(images.test.source),
         },
         per_class={"top1": by_class(last.correct, last.labels, num_classes)},

@@ -70,7 +70,7 @@ def run(model: BenchModel, data: BenchData, config: SegmentationTaskConfig) -> O
         lambda pixels: find_classes(segmenter, pixels, job.scenes, job.preprocess, job.windows, precision),
         seed=config.seed,
         selection=LAST,
-        train=Used(num_used=len(scenes.train), num_unreadable=summary["corrupt"]),
+        train=Used.in_training(len(scenes.train), summary["corrupt"]),
         seconds={"train and judge": seconds},
         remarks=(_recipe(job), f"the best epoch is {judged['best']['epoch']:.3g}", f"run: {folder}"),
         curves=(curve_of(folder, "mean IoU on the test images by epoch", {"": "mean_iou"}),),

@@ -183,7 +183,7 @@ def run(model: BenchModel, data: BenchData, config: LinearSceneConfig) -> Outcom
         lambda pixels: frozen.find(pixels, head.score),
         seed=config.seed,
         selection=LAST,
-        train=Used(num_used=len(scenes.train), num_unreadable=summary["corrupt"]),
+        train=Used.in_training(len(scenes.train), summary["corrupt"]),
         seconds={"train and judge": time.monotonic() - before},
         remarks=(f"{config.steps} steps of {config.crops} crops, lr {config.lr:g}; run: {job.run}",),
     )

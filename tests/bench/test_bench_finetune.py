@@ -11,6 +11,7 @@ from official import official_state, pretrain_checkpoint, save
 
 from mcbeit.bench.data import BenchData
 from mcbeit.bench.features import FeatureCache
+from mcbeit.bench.manifest import Used
 from mcbeit.bench.model import BenchModel
 from mcbeit.bench.tasks.finetune import BEST, PRESETS, TASK, FinetuneTaskConfig, make_job, run
 from mcbeit.bench.tasks.task import Outcome
@@ -94,8 +95,11 @@ def test_run__with_a_limit_uses_the_images_of_the_other_tasks(weights: Path, col
 def test_run__leaves_out_what_cannot_be_read(weights: Path, tmp_path: Path) -> None:
     colours = write_colours(tmp_path / "colours")
     bad = colours / "val" / "green" / "3.png"
-    bad.write_bytes(b"no image")
-    found = measure(weights, colours, tmp_path)
+    for path in (bad, colours / "train" / "red" / "1.png"):
+        path.write_bytes(b"no image")
+    model = model_of(weights, tmp_path, data={"max_corrupt_fraction": 0.1})
+    found = run(model, BenchData("colours", str(colours)), validate(FinetuneTaskConfig, SMALL))
+    assert found.used["train"] == Used(num_used=23, num_unreadable=1)
     assert found.used["val"].unreadable == (str(bad),)
     assert found.metrics["top1"].num_samples == 11
 

@@ -94,7 +94,6 @@ def test_a_folder_that_cannot_be_made_is_one_error(colours: Path, tmp_path: Path
 
 
 def test_graphs_that_were_rounded_by_other_images_share_nothing(tmp_path: Path) -> None:
-    """Their weights are the same, and so are their fingerprints."""
     results, colours = [], write_colours(tmp_path / "colours")
     for noise in (25.0, 120.0):
         images = DataConfig(source=str(write_colours(tmp_path / f"noise {noise}", noise=noise)))
@@ -103,7 +102,6 @@ def test_graphs_that_were_rounded_by_other_images_share_nothing(tmp_path: Path) 
         )
         folder = export_model("timm:test_efficientnet", tmp_path / "model", config, force=True).folder
         results += measure(plan(colours, tmp_path / "out", models=[str(folder)], tasks=["knn"]))
-    assert results[0].model.spec == results[1].model.spec
     assert results[0].run_id != results[1].run_id
     assert len(list((tmp_path / "out" / "features").iterdir())) == 4  # train and val of each
 

@@ -154,9 +154,8 @@ def test_open_retrieval__needs_labels_and_several_classes(tmp_path: Path) -> Non
 
 
 def test_open_retrieval__does_not_take_splits_for_classes(tmp_path: Path) -> None:
-    assert message(make(tmp_path, "train/a/1.png", "val/a/2.png")).endswith(
-        "holds the splits train, val; name one of them"
-    )
+    error = message(make(tmp_path, "train/a/1.png", "val/a/2.png"))
+    assert error.endswith(f"holds the splits train, val; name one of them, such as '{tmp_path}/val'")
 
 
 def test_open_retrieval__needs_something_to_find(tmp_path: Path) -> None:
