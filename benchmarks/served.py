@@ -4,7 +4,8 @@
     python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy --keep     # and go on serving
     python benchmarks/served.py runs/demo/fp32 runs/demo/val.npy -- mcbeit bench run -m {address} ...
 
-What follows `--` runs while it is served. Ends with 1 if a vector is another one, or as that command ends.
+What follows `--` runs while it is served; {address} in it is where. Ends with 1 if a vector is another one, or as that
+command ends.
 """
 
 import argparse
@@ -34,13 +35,13 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=500, help="how many, spread over all")
     parser.add_argument("--port", type=int, default=0, help="default: any that is free")
     parser.add_argument("--keep", action="store_true", help="go on serving until Ctrl-C")
-    parser.add_argument("command", nargs="*", help="what to run meanwhile; {address} is where it is served")
-    options = parser.parse_args()
+    own, command = split_at_dashes(sys.argv[1:])
+    options = parser.parse_args(own)
     embeddings = load_embeddings(options.embeddings)
     rows = np.unique(np.linspace(0, len(embeddings.vectors) - 1, options.images, dtype=int))
     with served(options.model, options.port) as (process, address):
         worst = compare(embeddings, rows, address)
-        words = [word.format(address=address) for word in options.command]
+        words = [word.format(address=address) for word in command]
         ended = subprocess.run(words).returncode if words else 0
         if options.keep:
             print(f"look at it: {address}/demo (all routes: {address}/docs); Ctrl-C ends it", flush=True)
@@ -48,6 +49,12 @@ def main() -> int:
         else:
             print(f"it also had a page, {address}/demo; with --keep, or KEEP=1 make demo, it stays")
     return ended or int(worst < LEAST_COSINE)
+
+
+def split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and after it; what argparse makes of it changes from Python to Python."""
+    first = words.index("--") if "--" in words else len(words)
+    return words[:first], words[first + 1 :]
 
 
 def compare(embeddings: Embeddings, rows: np.ndarray, address: str) -> float:
