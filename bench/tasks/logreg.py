@@ -161,9 +161,11 @@ def strength_remarks(config: StrengthConfig, chosen: Chosen) -> tuple[str, ...]:
     return tuple(remarks)
 
 
+# a strength per power of ten, where those of standardised vectors are found
+QUICK = {"smallest": 1e-5, "largest": 1e2, "num_strengths": 8, "precision": "fp32", "scaling": "standardise"}
 PRESETS: dict[Any, dict[str, Any]] = {
-    "smoke": {"num_strengths": 7, "max_iterations": 100, "precision": "fp32", "scaling": "standardise"},
-    "short": {"num_strengths": 8, "max_iterations": 200, "precision": "fp32", "scaling": "standardise"},
+    "smoke": {**QUICK, "max_iterations": 100},
+    "short": {**QUICK, "max_iterations": 200},
     "paper": {},
 }
 TASK = BenchTask(
