@@ -3,7 +3,8 @@
     mcbeit data prepare fashion-mnist data/fashion-mnist
     python benchmarks/objectives.py fashion-mnist -o runs/objectives          # about an hour and a half on 2 cores
 
-For emoji also `mcbeit data prepare emoji data/emoji` and `photos data/photos`; its presets are shortened to one epoch.
+For emoji also `mcbeit data prepare emoji data/emoji` and `photos data/photos`; its presets are shortened to one epoch,
+and it took three hours on 2 cores that had other work beside it.
 For each seed a tokenizer, then the same backbone three times: as it is before training, pretrained with hard targets
 (BEiT), and with multi-choice targets (mc-BEiT), with one budget, init, order of images and masks. Each is measured by
 `mcbeit bench`: k-NN and a linear probe on frozen features, and finetuning on 1 % and 10 % of the labels. What is done
