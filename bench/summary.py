@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from mcbeit.bench.model import KIND_NAMES
 from mcbeit.bench.result import Grid, Metric, Result
+from mcbeit.config import flatten
 
 NOT_CHOSEN = ("none", "last")  # selections that choose nothing
 
@@ -74,7 +75,7 @@ def row_names(results: Sequence[Result]) -> list[str]:
     """What each is called where there are all of these: its model, and how that differs from others of its name."""
     names = [label(result) + "".join(f", seed {seed}" for seed in result.seeds[:1] if seed) for result in results]
     specs = [one.model.spec.model_dump(mode="json", exclude={"name"}) for one in results]
-    facts = [_flat({**spec, **one.model.computed}) for spec, one in zip(specs, results, strict=True)]
+    facts = [flatten({**spec, **one.model.computed}) for spec, one in zip(specs, results, strict=True)]
     plain = [{key: value for key, value in one.items() if key != "fingerprint"} for one in facts]
     return _told_apart(_told_apart(names, plain), [{"weights": one["fingerprint"][:8]} for one in facts])
 
@@ -85,7 +86,7 @@ def column_names(results: Sequence[Result]) -> list[str]:
         f"{one.task.name} {one.primary}" + (f", {one.task.preset}" if one.task.preset != "paper" else "")
         for one in results
     ]
-    facts = [_flat({"limit": one.task.limit, "version": one.task.version, **one.task.protocol}) for one in results]
+    facts = [flatten({"limit": one.task.limit, "version": one.task.version, **one.task.protocol}) for one in results]
     asked = [{key: value for key, value in one.items() if key.rpartition(".")[2] != "seed"} for one in facts]
     return _told_apart(names, asked)
 
@@ -99,14 +100,6 @@ def _told_apart(names: Sequence[str], facts: Sequence[Mapping[str, Any]]) -> lis
         differing = [key for key in keys if any(other.get(key) != own.get(key) for other in others)]
         told = [f"{key.rpartition('.')[2]} {_word(own.get(key))}" for key in differing]
         found.append(", ".join([name, *dict.fromkeys(told)]))
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """By dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return found
 
 

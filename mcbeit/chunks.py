@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mcbeit.atomic import write_bytes, write_json
+from mcbeit.config import flatten
 from mcbeit.errors import EmbeddingError
 from mcbeit.sources import ImageSource
 
@@ -146,7 +147,7 @@ def open_chunks(path: Path, plan: Plan, job: Mapping[str, Any], *, out: Path) ->
             raise EmbeddingError(f"another command is at work on '{out}'; wait for it, or choose another -o") from error
         told = json.loads(json.dumps(job))
         if (file := path / "job.json").exists():
-            _check_same(_flat(json.loads(file.read_text(encoding="utf-8"))), _flat(told), path, out)
+            _check_same(flatten(json.loads(file.read_text(encoding="utf-8"))), flatten(told), path, out)
         else:
             with writing(path):
                 write_json(file, told)
@@ -173,13 +174,6 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path, out: Pa
             f"'{path}' holds the beginning of another job; go on with its own options, choose another -o than "
             f"'{out}', or remove the folder:{lines}"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
 
 
 def _read(file: Path) -> Chunk:

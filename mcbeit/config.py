@@ -4,7 +4,7 @@ import datetime
 import difflib
 import os
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -119,6 +119,14 @@ def dotted_keys(config_class: type[Config], prefix: str = "") -> Iterator[str]:
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, Config):
                 yield from dotted_keys(kind, f"{prefix}{name}.")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
+    """Nested values by dotted keys: `{"optim": {"lr": 1}}` as `{"optim.lr": 1}`."""
+    found: Values = {}
+    for key, value in values.items():
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def _explain(error: ValidationError, config_class: type[Config]) -> list[str]:

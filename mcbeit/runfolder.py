@@ -19,7 +19,7 @@ from torch import nn
 import mcbeit
 from mcbeit.atomic import finite, write_bytes, write_json
 from mcbeit.checkpoint import Checkpoint, CheckpointConfig, CheckpointFolder, share_checkpoint
-from mcbeit.config import Config, Seed, UserPath, dump
+from mcbeit.config import Config, Seed, UserPath, dump, flatten
 from mcbeit.device import choose_device, device_name
 from mcbeit.errors import RunError
 from mcbeit.group import ALONE, Group
@@ -241,8 +241,8 @@ def _check_same(config: str, path: Path) -> None:
     values = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise RunError(f"'{path / 'config.yaml'}' holds no config; choose another folder with run=FOLDER")
-    old = _flat(values)
-    new = _flat(yaml.safe_load(config))
+    old = flatten(values)
+    new = flatten(yaml.safe_load(config))
     changed = [
         f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -262,10 +262,3 @@ def _check_source(source: ImageSource, path: Path) -> None:
             f"the images of the run '{path}' have changed: {old['images']} images when it began, {new['images']} now, "
             "or other names. Bring the old ones back, or start another run with run=FOLDER"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

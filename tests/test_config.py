@@ -12,6 +12,7 @@ from mcbeit.config import (
     Config,
     dotted_keys,
     dump,
+    flatten,
     load,
     override,
     preset_names,
@@ -261,6 +262,10 @@ def test_validate__default_is_checked_too() -> None:
 def test_config__is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Optim().lr = 1.0  # type: ignore[misc]  # what mypy says of it is what this tests
+
+
+def test_flatten__gives_dotted_keys() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": [{"e": 2}]}, "f": None}) == {"a.b.c": 1, "a.d": [{"e": 2}], "f": None}
 
 
 def test_dotted_keys__lists_sections_and_their_keys() -> None:
